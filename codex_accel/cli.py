@@ -1,0 +1,164 @@
+"""The command line that every script shares.
+
+Rule: `python scripts/<stage>.py --config FILE [section.key=value ...]`, and `--name VALUE` is short for `name=VALUE`. A
+mistake prints one line a problem and ends with exit code 2; `--help` imports nothing heavier than pydantic and rich.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from codex_accel import config as configuration
+from codex_accel.config import Section, StageConfig
+from codex_accel.errors import UserError
+
+FLAGS = {
+    "--config FILE": "read this YAML file; values on the command line win over it",
+    "--help": "this text",
+    "--print-config": "print the resolved configuration as YAML (itself a valid --config) and stop",
+    "--defaults": "print every key with its default and meaning as YAML and stop",
+    "--schema": "print the JSON Schema of the configuration, for editors, and stop",
+}
+
+
+def parse(
+    model: type[StageConfig], argv: Sequence[str] | None, *, doc: str, stage: str, positional: str | None = None
+) -> Any:
+    """The checked configuration for `argv` (default: the process's arguments).
+
+    `doc` is the script's docstring, shown by `--help`; `positional` names the key that a bare argument sets.
+
+    Raises: UserError with every problem at once; SystemExit(0) after `--help` and the other printing flags.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    path: Path | None = None
+    overrides: list[tuple[str, str]] = []
+    problems: list[str] = []
+    action = ""
+    while arguments:
+        argument = arguments.pop(0)
+        name, has_value, value = argument.partition("=")
+        if argument in ("-h", "--help", "--print-config", "--defaults", "--schema"):
+            action = action or argument
+        elif name == "--config":
+            if not has_value and not arguments:
+                problems.append("command line: --config: needs a file. Give --config configs/<recipe>/<stage>.yaml.")
+                continue
+            path = Path(value if has_value else arguments.pop(0))
+        elif name.startswith("--"):
+            key = name[2:].replace("-", "_")
+            if has_value:
+                overrides.append((key, value))
+            elif _is_bool(model, key) and not (arguments and arguments[0] in ("true", "false")):
+                overrides.append((key, "true"))
+            elif arguments and not arguments[0].startswith("--"):
+                overrides.append((key, arguments.pop(0)))
+            else:
+                problems.append(f"command line: {argument}: needs a value. Write {argument} VALUE or {key}=VALUE.")
+        elif has_value:
+            overrides.append((name, value))
+        elif positional and any(key == positional for key, _ in overrides):
+            problems.append(f"command line: {argument!r}: {positional} is already given. Run once for each.")
+        elif positional:
+            overrides.append((positional, argument))
+        else:
+            problems.append(f"command line: {argument!r}: is not of the form section.key=value. See --help.")
+    if action in ("-h", "--help"):
+        _stop(lambda: _print_help(model, doc, stage))
+    if action == "--schema":
+        _stop(lambda: print(json.dumps(model.model_json_schema(), indent=2)))
+    if action == "--defaults":
+        _stop(lambda: print(base_yaml(model, doc.strip().splitlines()[0]), end=""))
+    try:
+        config = configuration.load(model, path=path, overrides=overrides)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
+    if problems:
+        raise UserError(*problems)
+    if action == "--print-config":
+        _stop(lambda: print(configuration.to_yaml(config), end=""))
+    return config
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call a script's `main` and end the process: 0 or what `main` returns, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        prefix = "" if is_main_process() else f"[process {os.environ['RANK']}] "
+        for problem in error.problems:
+            print(f"{prefix}error: {problem}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `... --help | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks to the user (launchers set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _stop(show: Callable[[], None]) -> NoReturn:
+    if is_main_process():
+        show()
+        sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
+    sys.exit(0)
+
+
+def _is_bool(model: type[Section], key: str) -> bool:
+    return any(known.key == key and known.type == "bool" for known in configuration.keys_of(model))
+
+
+def _print_help(model: type[StageConfig], doc: str, stage: str) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    with console.capture() as captured:  # rich ends the process with code 1 when the reader has gone; print does not
+        console.print(
+            Text.assemble(("usage: ", "bold"), f"python scripts/{stage}.py --config FILE [section.key=value ...]\n")
+        )
+        console.print(Text(doc.strip()))
+        console.print(Text("\nFlags", style="bold"))
+        for flag, meaning in FLAGS.items():
+            console.print(Padding(Text(f"{flag:<16}  {meaning}"), (0, 0, 0, 2)))
+        console.print(Text("\nKeys", style="bold"))
+        for key in configuration.keys_of(model):
+            default = "required" if key.default is None else f"default {key.default}"
+            console.print(Padding(Text.assemble((key.key, "cyan"), f"  {key.type}, {default}"), (0, 0, 0, 2)))
+            console.print(Padding(Text(key.meaning), (0, 0, 0, 6)))
+    print(captured.get(), end="")
+
+
+def base_yaml(model: type[Section], title: str) -> str:
+    """Every key with its default and meaning: the text of `configs/base/<stage>.yaml`."""
+    return f"# {title}\n# Every key, its default, its meaning. Generated by `make configs`.\n" + "".join(
+        _base_lines(model, 0)
+    )
+
+
+def _base_lines(model: type[Section], depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    for name, field in model.model_fields.items():
+        section = configuration.section_of(field.annotation)
+        if section is not None and field.annotation is section:
+            yield f"\n{pad}{name}:\n"
+            yield from _base_lines(section, depth + 1)
+            continue
+        key = next(k for k in configuration.keys_of(model) if k.key == name)
+        if key.default is None:
+            yield f"{pad}# {name}:  # required: {key.meaning} ({key.type})\n"
+        else:
+            yield f"{pad}{name}: {key.default}  # {key.meaning} ({key.type})\n"
+        for inner in configuration.keys_of(section) if section else ():
+            default = "required" if inner.default is None else inner.default
+            yield f"{pad}#   {inner.key}: {default}  # {inner.meaning} ({inner.type})\n"

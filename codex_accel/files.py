@@ -1,0 +1,143 @@
+"""Bytes on disk that survive a crash.
+
+Rule: a file or folder with its final name is always whole. Everything is written under a temporary name beside it,
+flushed to the disk, renamed, and then the parent folder is flushed, so that neither a kill nor a power cut leaves half.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from codex_accel.errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"  # being written
+TRASH_PREFIX = ".trash-"  # being deleted
+CHUNK_BYTES = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Lower-case hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Lower-case hexadecimal SHA-256 of the file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> list[str]:
+    """Digests in the order of `paths`, hashed on all cores (hashlib releases the interpreter lock)."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(sha256_file, paths))
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file's bytes, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary.write_bytes(data)
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def list_files(folder: Path) -> list[str]:
+    """Every file below `folder` as a sorted list of relative names with forward slashes.
+
+    Raises: UserError for a symbolic link, which could point outside the folder that a manifest vouches for, and for
+    what cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+
+    names = []
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        for name in [*folders, *files]:
+            path = Path(root, name)
+            if path.is_symlink():
+                raise UserError(f"{path}: is a symbolic link, which an artefact may not hold. Copy the file instead.")
+        names += [Path(root, name).relative_to(folder).as_posix() for name in files]
+    return sorted(names)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete `folder`; it loses its name first, so a half-deleted folder is never mistaken for a whole one."""
+    shutil.rmtree(move_to_trash(folder))
+
+
+def move_to_trash(folder: Path) -> Path:
+    """Take the final name away from `folder`; returns the name under which `sweep`, or the caller, deletes it."""
+    trash = _trash_name(folder)
+    if trash.exists():  # left by a killed process of the same id, as the first in each container has
+        shutil.rmtree(trash)
+    os.rename(folder, trash)
+    fsync_path(trash.parent)
+    return trash
+
+
+def _trash_name(folder: Path) -> Path:
+    return folder.with_name(f"{TRASH_PREFIX}{folder.name}-{os.getpid()}")
+
+
+def sweep(parent: Path) -> list[str]:
+    """Remove what an interrupted write or deletion left in `parent`; returns the names removed."""
+    leftovers = [p for p in parent.glob(".*") if p.name.startswith((TEMPORARY_PREFIX, TRASH_PREFIX))]
+    for path in leftovers:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return sorted(path.name for path in leftovers)
+
+
+def require_free(final: Path, *, overwrite: bool) -> None:
+    """Raise UserError now, before any work, if `final` exists and may not be replaced, or cannot be written."""
+    if final.exists() and not overwrite:
+        raise UserError(f"output_dir = '{final}': exists. Choose another folder, or say overwrite=true to replace it.")
+    if not final.name or final.name == ".." or final.is_symlink() or (final.exists() and not final.is_dir()):
+        raise UserError(f"output_dir = '{final}': is not a plain folder with a name. Choose another folder.")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        probe = final.with_name(f"{TEMPORARY_PREFIX}probe-{os.getpid()}")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_dir = '{final}': cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary sibling of `final` to fill; it takes the final name only if the block ends without an error.
+
+    The caller flushes the files inside (`manifest.seal` does). On an error the temporary folder is removed and an
+    existing `final` stands untouched. The work happens under names that `sweep` knows.
+    """
+    require_free(final, overwrite=overwrite)
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{final.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        replaced = move_to_trash(final) if final.exists() else None
+        os.rename(temporary, final)
+        fsync_path(final.parent)
+        if replaced:
+            shutil.rmtree(replaced)
+    except BaseException:
+        if not final.exists() and _trash_name(final).exists():
+            os.rename(_trash_name(final), final)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,324 @@
+"""The manifest of an artefact folder: what is in it, and what it was made from.
+
+Rule: a folder with a manifest is checked before it is used, and a change of one bit in it or in any of its ancestors
+shows. `manifest.json` names every file with its SHA-256 and every parent by the SHA-256 of the parent's own
+`manifest.json`; `SHA256SUMS` covers all of them for `sha256sum -c SHA256SUMS`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from codex_accel import config as configuration
+from codex_accel import files, provenance
+from codex_accel.config import StageConfig
+from codex_accel.errors import UserError
+
+FORMAT, FORMAT_VERSION = "codex-accel-manifest", 1
+MANIFEST, SUMS, CONFIG = "manifest.json", "SHA256SUMS", "config.yaml"
+KINDS = ("corpus", "tokenizer", "dataset", "checkpoint", "model", "evaluation")
+HARMLESS_SUFFIXES = (".md", ".log")  # notes that people put beside; nothing loads them
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def content_digest(resources: Iterable[dict[str, Any]]) -> str:
+    """Root over the payload alone: SHA-256 of `<digest>  <name>\\n` of each payload file, sorted by name."""
+    payload = sorted((r["name"], r["digest"]) for r in resources if r["payload"])
+    return files.sha256_bytes("".join(f"{digest}  {name}\n" for name, digest in payload).encode())
+
+
+def self_digest(document: dict[str, Any]) -> str:
+    """SHA-256 of the manifest with its `self_digest` left empty: shows an edit by hand even where no child exists."""
+    return files.sha256_bytes(_encode({**document, "self_digest": ""}))
+
+
+def seal(
+    folder: Path,
+    *,
+    kind: str,
+    final: Path,
+    payload: Iterable[str],
+    config: StageConfig,
+    parents: Iterable[dict[str, Any]] = (),
+    sources: Iterable[dict[str, Any]] = (),
+    facts: dict[str, Any] | None = None,
+) -> str:
+    """Write `config.yaml`, `manifest.json` and `SHA256SUMS` into the filled `folder` and flush it all to the disk.
+
+    `payload` are the files that make up the content; all others are recorded but do not enter `content_digest`. `final`
+    is the name that the folder will get, used to store parents' paths relative to it. Returns the manifest digest.
+    """
+    (folder / CONFIG).write_text(configuration.to_yaml(config), encoding="utf-8")
+    names = files.list_files(folder)
+    digests = dict(zip(names, files.sha256_files(folder / name for name in names), strict=True))
+    wanted = set(payload)
+    resources = [
+        {
+            "name": name,
+            "algorithm": "sha256",
+            "digest": digests[name],
+            "size": (folder / name).stat().st_size,
+            "payload": name in wanted,
+        }
+        for name in names
+    ]
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "id": provenance.new_id(kind),
+        "name": final.name,
+        "self_digest": "",
+        "content_digest": content_digest(resources),
+        "resources": resources,
+        "parents": [_relative_to(final, record) for record in parents],
+        "sources": [_relative_to(final, record) for record in sources],
+        "facts": facts or {},
+        "config": config.model_dump(mode="json"),
+        "provenance": provenance.collect(),
+    }
+    document["self_digest"] = self_digest(document)
+    data = _encode(document)
+    (folder / MANIFEST).write_bytes(data)
+    digests[MANIFEST] = files.sha256_bytes(data)
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    (folder / SUMS).write_text(lines, encoding="utf-8")
+    for path in sorted(folder.rglob("*"), reverse=True):
+        files.fsync_path(path)
+    files.fsync_path(folder)
+    return digests[MANIFEST]
+
+
+def _relative_to(final: Path, record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "path": os.path.relpath(record["path"], final)}
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest as it stands, unchecked. Raises UserError if there is none or it is not one of ours."""
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Give a folder made by this toolkit.") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged: not JSON ({error}). Restore the folder from a copy.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path}: is not a manifest of this toolkit (no format: {FORMAT}).")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: has format version {document.get('format_version')!r}; this code reads {FORMAT_VERSION}."
+        )
+    return document
+
+
+def problems_of(folder: Path) -> list[str]:
+    """Everything wrong with one folder, by itself: one line a problem, empty if it is whole."""
+    try:
+        names = files.list_files(folder)
+        document = read(folder)
+        sums = _read_sums(folder)
+    except UserError as error:
+        return error.problems
+    except OSError as error:
+        return [f"{folder}: cannot be read ({error.strerror})."]
+    try:
+        listed = {r["name"]: r for r in document["resources"]}
+        problems = [f"{folder / name}: is an unsafe name in {MANIFEST}." for name in listed if not _is_safe(name)]
+        if problems:
+            return problems
+        problems += [f"{folder / name}: is missing." for name in sorted(set(listed) | set(sums)) if name not in names]
+        for name in names:
+            if name not in listed and name not in (MANIFEST, SUMS) and not _is_harmless(name):
+                problems.append(f"{folder / name}: is not listed in {MANIFEST}. Remove it, nothing vouches for it.")
+        present = [name for name in names if name in listed or name == MANIFEST]
+        for name, digest in zip(present, files.sha256_files(folder / n for n in present), strict=True):
+            if name in listed and (folder / name).stat().st_size != listed[name]["size"]:
+                size = (folder / name).stat().st_size
+                problems.append(f"{folder / name}: has {size} bytes, {listed[name]['size']} were written.")
+            elif name in listed and digest != listed[name]["digest"]:
+                problems.append(
+                    f"{folder / name}: has changed: SHA-256 {digest}, {listed[name]['digest']} was written."
+                )
+            if sums.get(name) != digest:
+                problems.append(f"{folder / name}: SHA-256 {digest} is not the one in {SUMS} ({sums.get(name)}).")
+        if content_digest(document["resources"]) != document["content_digest"]:
+            problems.append(f"{folder / MANIFEST}: content_digest does not follow from the listed files.")
+        if self_digest(document) != document["self_digest"]:
+            problems.append(f"{folder / MANIFEST}: was edited: self_digest does not follow from the other fields.")
+    except OSError as error:
+        return [f"{error.filename}: cannot be read ({error.strerror})."]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        return [f"{folder / MANIFEST}: is damaged: {type(error).__name__} at {error}."]
+    return problems
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    path = folder / SUMS
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is missing. Restore the folder from a copy.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is damaged: not UTF-8.") from error
+    sums = {}
+    *lines, rest = text.split("\n")  # not splitlines, which takes other characters for line ends too
+    if rest:
+        raise UserError(f"{path}: is damaged: the last line has no end.")
+    for number, line in enumerate(lines, 1):
+        found = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        if not found or not _is_safe(found.group(2)):
+            raise UserError(f"{path}:{number}: is not of the form '<sha256>  <name>'.")
+        sums[found.group(2)] = found.group(1)
+    return sums
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a listed name stays inside the folder: relative, no `..`, no backslash, no control character."""
+    path = PurePosixPath(name)
+    return (
+        bool(name)
+        and str(path) == name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and (not re.search(r"[\\\x00-\x1f]", name))
+    )
+
+
+def _is_harmless(name: str) -> bool:
+    return PurePosixPath(name).name.startswith(".") or name.endswith(HARMLESS_SUFFIXES)
+
+
+def require(folder: Path, *, kinds: Iterable[str], verify: bool, key: str = "") -> dict[str, Any]:
+    """The manifest of a folder that is about to be used, checked if `verify`.
+
+    Raises: UserError naming `key`, the folder and the first damaged file, or a kind that does not fit.
+    """
+    where = f"{key} = '{folder}': " if key else f"{folder}: "
+    if not folder.is_dir():
+        raise UserError(f"{where}no such folder. Run the stage before this one, or give the right path.")
+    document = read(folder)
+    if document.get("kind") not in kinds:
+        raise UserError(f"{where}holds a {document.get('kind')}, not a {' or '.join(kinds)}.")
+    if verify and (problems := problems_of(folder)):
+        raise UserError(*(f"{where}is damaged. {problem}" for problem in problems))
+    return document
+
+
+def as_parent(folder: Path, *, verify: bool = False) -> dict[str, Any]:
+    """How a child records `folder`: kind, path, digest of its manifest, digest of its content.
+
+    A folder without a manifest (a downloaded model) is hashed and recorded as `unverified`, with its files.
+    """
+    if not (folder / MANIFEST).exists():
+        return {
+            "kind": "unverified",
+            "path": str(folder),
+            "manifest_digest": None,
+            "content_digest": _digest_unverified(folder),
+        }
+    if verify and (problems := problems_of(folder)):
+        raise UserError(*problems)
+    document = read(folder)
+    return {
+        "kind": document["kind"],
+        "path": str(folder),
+        "manifest_digest": files.sha256_file(folder / MANIFEST),
+        "content_digest": document["content_digest"],
+    }
+
+
+def _digest_unverified(folder: Path) -> str:
+    names = files.list_files(folder)
+    digests = files.sha256_files(folder / name for name in names)
+    return content_digest({"name": n, "digest": d, "payload": True} for n, d in zip(names, digests, strict=True))
+
+
+def parents_of_sources(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Records of the artefact folders (a corpus, say) that raw files lie in, each once."""
+    folders = dict.fromkeys(path.parent for path in paths if (path.parent / MANIFEST).exists())
+    return [as_parent(folder, verify=True) for folder in folders]
+
+
+# --- the tree of parents ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """One artefact or raw file in the chain of custody, with what is wrong with it."""
+
+    label: str
+    problems: list[str] = field(default_factory=list)
+    children: list["Node"] = field(default_factory=list)
+
+    def all_problems(self) -> list[str]:
+        """The problems of this node and of everything below it."""
+        return self.problems + [problem for child in self.children for problem in child.all_problems()]
+
+
+def check_tree(folder: Path, *, recursive: bool, expected: dict[str, Any] | None = None) -> Node:
+    """Check `folder`, and if `recursive` every ancestor back to the raw files.
+
+    `expected` is the record that a child keeps of this folder. Shared ancestors are checked each time they are met.
+    """
+    if expected and expected["kind"] == "unverified":
+        return _check_unverified(folder, expected)
+    node = Node(f"{folder}")
+    if not folder.is_dir():
+        node.problems.append(f"{folder}: is missing, a {expected['kind'] if expected else 'folder'} is expected there.")
+        return node
+    node.problems = problems_of(folder)
+    if expected and (folder / MANIFEST).exists():
+        digest = files.sha256_file(folder / MANIFEST)
+        if digest != expected["manifest_digest"]:
+            node.problems.append(
+                f"{folder / MANIFEST}: SHA-256 {digest} is not what its child recorded ({expected['manifest_digest']})."
+            )
+            recursive = False  # whose ancestors these are nobody knows; and so a circle ends
+    try:
+        document = read(folder)
+    except UserError:
+        return node  # already among the problems
+    try:
+        node.label = f"{document['kind']}  {folder}  content {document['content_digest'][:12]}"
+        if recursive:
+            for parent in document["parents"]:
+                path = Path(os.path.normpath(folder / parent["path"]))
+                node.children.append(check_tree(path, recursive=True, expected=parent))
+            node.children += [_check_source(folder, source) for source in document["sources"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        node.problems.append(f"{folder / MANIFEST}: is damaged: {type(error).__name__} at {error}.")
+    return node
+
+
+def _check_unverified(folder: Path, expected: dict[str, Any]) -> Node:
+    node = Node(f"model without a manifest  {folder}  content {expected['content_digest'][:12]}")
+    try:
+        if not folder.is_dir():
+            node.problems.append(f"{folder}: is missing.")
+        elif _digest_unverified(folder) != expected["content_digest"]:  # whatever a manifest there says now
+            node.problems.append(f"{folder}: its files have changed since they were recorded.")
+    except UserError as error:
+        node.problems += error.problems
+    return node
+
+
+def _check_source(folder: Path, source: dict[str, Any]) -> Node:
+    path = Path(os.path.normpath(folder / source["path"]))
+    node = Node(f"raw  {path}  sha256 {source['sha256'][:12]}")
+    if not path.is_file():
+        node.problems.append(f"{path}: is missing.")
+    elif files.sha256_file(path) != source["sha256"]:
+        node.problems.append(f"{path}: has changed since it was read.")
+    return node

@@ -1,0 +1,147 @@
+"""The model: built from a configuration or loaded from a local folder, and checked against the tokenizer.
+
+Rule: nothing in a model's configuration is ignored (transformers keeps unknown keys without a word), no code of a model
+folder runs, and documents that share a block are isolated in fact, not by assumption.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from codex_accel.config import did_you_mean
+from codex_accel.errors import UserError
+from codex_accel.schema import TrainConfig
+from codex_accel.tokenizer import Tokenizer
+
+SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+
+
+def build(config: TrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
+    """The model to train, in float32, without a cache; weights from `config.seed` if it starts from a configuration."""
+    if config.model.path is not None:
+        model = load(Path(config.model.path), attention=config.model.attention, key="model.path")
+        num_embeddings = model.get_input_embeddings().num_embeddings
+        if tokenizer.vocab_size > num_embeddings:
+            what = (
+                f"has {num_embeddings} embeddings, the dataset's tokenizer {tokenizer.vocab_size} ids. They do not fit."
+            )
+            raise UserError(config.problem("model.path", what))
+    else:
+        torch.manual_seed(config.seed)
+        model = AutoModelForCausalLM.from_config(
+            _transformers_config(config, tokenizer), attn_implementation=config.model.attention, dtype=torch.float32
+        )
+    model.config.use_cache = False  # with a cache object, packed documents would see each other
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and config.data.block_size > longest:
+        what = f"{config.data.block_size} is more than the model's max_position_embeddings = {longest}."
+        raise UserError(config.problem("data.block_size", what))
+    return model
+
+
+def _transformers_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
+    """The transformers configuration of the `model.config` section, every key of it known to its class."""
+    values = dict(config.model.config or {})
+    model_type = values.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        what = f"unknown model type {model_type!r}. {did_you_mean(model_type, CONFIG_MAPPING)[:200]}"
+        raise UserError(config.problem("model.config.model_type", what))
+    class_ = CONFIG_MAPPING[model_type]
+    known = {field.name for field in dataclasses.fields(class_)} | set(class_.attribute_map)
+    problems = []
+    for name in values:
+        if name in SET_BY_US:
+            problems.append(
+                config.problem(f"model.config.{name}", "is set from the tokenizer and the loop. Remove it.")
+            )
+        elif name not in known:
+            what = f"unknown key of a {model_type} configuration. {did_you_mean(name, sorted(known))}"
+            problems.append(config.problem(f"model.config.{name}", what))
+    if problems:
+        raise UserError(*problems)
+    try:
+        return AutoConfig.for_model(
+            model_type,
+            vocab_size=tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+            **values,
+        )
+    except Exception as error:  # each model class raises its own kinds for values that do not fit together
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(config.problem("model.config", f"is refused by transformers: {reason}")) from error
+
+
+def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> PreTrainedModel:
+    """A causal language model from a local `from_pretrained` folder with safetensors weights, in float32."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{key} = '{folder}': has no config.json. Give a folder that from_pretrained loads.")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{key} = '{folder}': has no *.safetensors weights. Pickled weights are not loaded; convert them."
+        )
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{key} = '{folder}': cannot be loaded ({' '.join(str(error).split())[:300]}).") from error
+    bad = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(bad.values()):
+        told = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in bad.items() if names)
+        raise UserError(f"{key} = '{folder}': its weights do not fit its config.json ({told}).")
+    return model
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Parameters in all and those that train, shared ones counted once."""
+    return {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+@torch.no_grad()
+def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Feed a block of two documents, change a token of the first, and see that no logit of the second moves.
+
+    Raises: UserError if it does: this architecture cannot keep documents of one block apart.
+    """
+    size = min(config.data.block_size, 16)
+    input_ids = torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
+    position_ids = torch.cat([torch.arange(size // 2), torch.arange(size - size // 2)])[None].to(model.device)
+    changed = input_ids.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % model.config.vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        first, second = (
+            model(input_ids=ids, position_ids=position_ids, use_cache=False).logits[0, size // 2 :]
+            for ids in (input_ids, changed)
+        )
+    except TypeError as error:
+        raise UserError(config.problem("data.isolate_documents", f"{_CANNOT} ({error}). {_WAY_OUT}")) from error
+    finally:
+        model.train(was_training)
+    moved = (first - second).abs().max().item()
+    if moved > 1e-5 * max(1.0, first.abs().max().item()):
+        what = f"{_CANNOT}: changing one moved the logits of the next by {moved:.2g}. {_WAY_OUT}"
+        raise UserError(config.problem("data.isolate_documents", what))
+
+
+_CANNOT = "this architecture cannot keep the documents of one block apart"
+_WAY_OUT = "Say data.isolate_documents=false to let them see each other, or take another architecture."

@@ -1,0 +1,41 @@
+"""One progress bar for long work.
+
+Rule: it is drawn by the main process on a terminal only; in a pipe or a log file there is none.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from codex_accel import cli
+
+
+@contextlib.contextmanager
+def bar(title: str, *, total: int, done: int = 0, unit: str = "") -> Iterator[Callable[[int, str], None]]:
+    """Yield `show(done, note)`; draws title, bar, share, rate, time left and the note."""
+    if not (cli.is_main_process() and sys.stderr.isatty()):
+        yield lambda done, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, completed=done, note="")
+        yield lambda done, note="": progress.update(task, completed=done, note=note)

@@ -1,0 +1,207 @@
+"""What one training run is: its length, its identity, its ancestors, and what it says at the start and the end.
+
+Rule: everything here is decided before the first step; the loop itself stands in `scripts/train.py`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from codex_accel import checkpoint, manifest
+from codex_accel.errors import UserError
+from codex_accel.evaluation import Scores
+from codex_accel.events import LineLog, event
+from codex_accel.packing import Batch
+from codex_accel.schema import TrainConfig
+
+# What must be equal for a checkpoint to belong to the same run; paths, logging and saving may change freely.
+IDENTITY = {
+    "training": ("micro_batch_size", "global_batch_size", "max_grad_norm", "mixed_precision", "on_nonfinite"),
+    "data": ("train_split", "block_size", "isolate_documents"),
+}
+
+
+def accumulation_steps(config: TrainConfig) -> int:
+    """Micro-batches of one process in a step. Raises UserError if the processes cannot share the batch evenly."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, total = config.training.micro_batch_size, config.training.global_batch_size
+    if total % (micro * num_processes):
+        what = (
+            f"{total} cannot be shared by {num_processes} processes with training.micro_batch_size = {micro}. "
+            f"Take a multiple of {micro * num_processes}."
+        )
+        raise UserError(config.problem("training.global_batch_size", what))
+    return total // (micro * num_processes)
+
+
+def require_engine(accelerator: Accelerator) -> None:
+    """Raise UserError if the environment asks for an engine that Accelerate has not taken (on a CPU it says nothing)."""
+    for variable, engine in (
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+    ):
+        if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
+            raise UserError(
+                f"environment: {variable} = true: asks for {engine.value}, but {accelerator.distributed_type.value} is in "
+                "use. It needs a GPU; choose another launch config."
+            )
+
+
+def set_deterministic() -> None:
+    """Deterministic kernels, the cuBLAS workspace they need, and no TF32."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify: bool) -> Path:
+    """The tokenizer that the dataset was made with, checked against the dataset's record of it."""
+    [record] = [p for p in dataset_manifest["parents"] if p["kind"] != "corpus"]
+    folder = Path(os.path.normpath(dataset / record["path"]))
+    problems = manifest.check_tree(folder, recursive=False, expected=record).problems if verify else []
+    if problems:
+        raise UserError(*(f"data.dataset = '{dataset}': its tokenizer is not the one recorded. {p}" for p in problems))
+    return folder
+
+
+def parents(config: TrainConfig, dataset: Path, tokenizer: Path) -> list[dict[str, Any]]:
+    """Records of what the model comes from: dataset, tokenizer, and the folder that it started from."""
+    start = [Path(config.model.path)] if config.model.path is not None else []
+    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, *start)]
+
+
+def identity(
+    config: TrainConfig, dataset_manifest: dict[str, Any], parents: list[dict[str, Any]], model: Any
+) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it, as plain JSON values."""
+    settings = config.model_dump(mode="json")
+    architecture = model.config.to_dict()
+    architecture.pop("transformers_version", None)
+    lengths = {key: settings["training"][key] for key in ("max_steps", "max_epochs", "max_tokens")}
+    document = {
+        "seed": config.seed,
+        "dataset": dataset_manifest["content_digest"],
+        "tokenizer": parents[1]["content_digest"],
+        "model": {"path": config.model.path, "architecture": architecture},
+        "optimizer": settings["optimizer"],
+        "schedule": settings["schedule"],
+        "data": {key: settings["data"][key] for key in IDENTITY["data"]},
+        "training": {**{key: settings["training"][key] for key in IDENTITY["training"]}, **lengths},
+    }
+    return json.loads(json.dumps(document, default=str))
+
+
+def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
+    """(steps of the whole run, steps in an epoch): the first of max_steps, max_epochs and max_tokens that is reached."""
+    training = config.training
+    steps_per_epoch = num_blocks / training.global_batch_size
+    limits = [training.max_steps] if training.max_steps is not None else []
+    if training.max_epochs is not None:
+        limits.append(math.ceil(training.max_epochs * steps_per_epoch))
+    if training.max_tokens is not None:
+        limits.append(math.ceil(training.max_tokens / (training.global_batch_size * config.data.block_size)))
+    return min(limits), steps_per_epoch
+
+
+def choose_checkpoint(
+    config: TrainConfig, run_dir: Path, on_rejected: Callable[[Path, list[str]], None]
+) -> Path | None:
+    """Where to go on from: `resume: auto` the newest whole checkpoint of this run, or None for a fresh start."""
+    if config.resume == "never":
+        if steps := checkpoint.steps_saved(run_dir):
+            what = f"never, but {run_dir} holds a run at step {steps[0]}. Choose another output_dir, or resume=auto."
+            raise UserError(config.problem("resume", what))
+        return None
+    if config.resume != "auto":
+        path = Path(config.resume)
+        manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")
+        return path
+    found = checkpoint.newest_whole(run_dir, on_rejected)
+    if found is None and checkpoint.steps_saved(run_dir):
+        what = f"no checkpoint in {run_dir} is whole. Restore one from a copy, or choose another output_dir."
+        raise UserError(config.problem("resume", what))
+    return found
+
+
+def on_nonfinite(config: TrainConfig, events: LineLog, *, step: int, grad_norm: float, saved_step: int) -> None:
+    """Note a non-finite gradient at `step`; raises UserError if it is to stop the run."""
+    event(events, "skip", f"gradient norm {grad_norm} at step {step}", policy=config.training.on_nonfinite)
+    if config.training.on_nonfinite == "stop":
+        where = f"The checkpoint of step {saved_step} stands." if saved_step >= 0 else "No checkpoint was written yet."
+        what = (
+            f"stop: the gradient norm is {grad_norm} at step {step}. {where} "
+            "Lower optimizer.learning_rate, or say training.on_nonfinite=skip."
+        )
+        raise UserError(config.problem("training.on_nonfinite", what))
+
+
+# --- arithmetic over processes ------------------------------------------------------------------------------------
+
+
+def sum_int(accelerator: Accelerator, value: int) -> int:
+    """Sum of a whole number over processes."""
+    if accelerator.num_processes == 1:
+        return value
+    return int(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum").item())
+
+
+def sum_float(accelerator: Accelerator, value: torch.Tensor) -> float:
+    """Sum of a scalar tensor over processes."""
+    return float(value if accelerator.num_processes == 1 else accelerator.reduce(value, reduction="sum"))
+
+
+def sum_over_processes(accelerator: Accelerator, scores: Scores) -> Scores:
+    """Per-document sums over processes."""
+    if accelerator.num_processes == 1:
+        return scores
+    arrays = (scores.nll, scores.num_targets, scores.num_correct)
+    tensors = [torch.from_numpy(array).to(accelerator.device) for array in arrays]
+    return Scores(*(accelerator.reduce(tensor, reduction="sum").cpu().numpy() for tensor in tensors))
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
+    """The arrays of a batch as tensors on `device`."""
+    arrays = {"input_ids": batch.input_ids, "labels": batch.labels, "position_ids": batch.position_ids}
+    return {
+        name: None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
+    }
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def print_start(
+    config: TrainConfig, facts: dict[str, Any], state: checkpoint.TrainerState, chosen: Path | None
+) -> None:
+    """What is about to run, on a few lines."""
+    tokens = config.training.global_batch_size * config.data.block_size
+    print(
+        f"model   {facts['num_parameters']:,} parameters, {facts['num_trainable_parameters']:,} train\n"
+        f"data    {facts['blocks']['num_tokens']:,} tokens in {facts['blocks']['num_blocks']:,} blocks of "
+        f"{config.data.block_size}\n"
+        f"run     {facts['max_steps']:,} steps of {tokens:,} tokens ({facts['max_steps'] / facts['steps_per_epoch']:.2f} "
+        f"epochs), accumulation {facts['accumulation_steps']}\n"
+        f"engine  {facts['num_processes']} x {facts['device']}, {facts['engine']}, mixed precision "
+        f"{facts['mixed_precision']}"
+    )
+    print(f"resume  {chosen} (step {state.step})" if chosen else "start   from step 0", flush=True)
+
+
+def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> None:
+    """The last losses and where everything lies."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.ndjson").read_text(encoding="utf-8").splitlines()]
+    for split in dict.fromkeys(line["split"] for line in lines):
+        values = [line for line in lines if line["split"] == split][-1]
+        print(f"{split:<12} loss {values['loss']:.4f} at step {values['step']}")
+    print(f"done     {state.step} steps, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
+    print(f"model    {run_dir / 'final'}\nmanifest {digest}")

@@ -1,0 +1,285 @@
+"""Train a causal language model on a prepared dataset.
+
+examples:
+  python scripts/train.py --config configs/quickstart/train.yaml
+  accelerate launch --num_processes 2 scripts/train.py --config configs/quickstart/train.yaml
+  python scripts/train.py --config configs/quickstart/train.yaml optimizer.learning_rate=1e-3 --resume never
+
+Run it again after a crash, a kill or Ctrl-C: it goes on from the newest whole checkpoint and ends in the same weights.
+Exit code 0 when done, 75 when told to stop (SIGTERM, SIGINT, SIGUSR1) and saved, 2 for a mistake in the configuration.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from codex_accel import cli, files, offline, order, progress, schedule, seeds
+from codex_accel import config as configuration
+from codex_accel.errors import UserError
+from codex_accel.events import LineLog, event
+from codex_accel.schema import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    # === names: the config, and everything in it that can be checked before a heavy import ===========================
+    config = cli.parse(TrainConfig, argv, doc=__doc__, stage="train")
+    offline.enforce(allow_network=config.allow_network)
+    from codex_accel import manifest, provenance
+
+    training, run_dir, dataset_dir = config.training, Path(config.output_dir), Path(config.data.dataset)
+    dataset_manifest = manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="data.dataset")
+    if (run_dir / "final").exists() and config.resume == "auto":
+        print(f"{run_dir} is complete: {run_dir / 'final'}. Choose another output_dir for a new run.")
+        return 0
+
+    # === run: processes, precision, the run folder and its logs ======================================================
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+
+    from codex_accel import checkpoint, evaluation, loss, optim, preemption, run
+    from codex_accel import model as models
+    from codex_accel import tokenizer as tokenizers
+    from codex_accel.packing import Blocks
+    from codex_accel.tokens import TokenStore
+
+    accumulation_steps = run.accumulation_steps(config)
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
+        ),
+    )
+    run.require_engine(accelerator)
+    if training.deterministic:
+        run.set_deterministic()
+    listener = preemption.Listener()
+    main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
+    if main_process:
+        (run_dir / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    metrics = LineLog(run_dir / "metrics.ndjson", enabled=main_process)
+    events = LineLog(run_dir / "events.ndjson", enabled=main_process)
+
+    # === data: blocks to train on, windows to evaluate on ============================================================
+    tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
+    tokenizer = tokenizers.load(tokenizer_dir)
+    blocks = Blocks(
+        TokenStore(dataset_dir, config.data.train_split),
+        block_size=config.data.block_size,
+        isolate_documents=config.data.isolate_documents,
+    )
+    max_steps, steps_per_epoch = run.length(config, num_blocks=len(blocks))
+    lr_schedule = schedule.build(config.schedule, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
+    validation = None
+    if config.data.validation_split is not None:
+        validation = TokenStore(dataset_dir, config.data.validation_split)
+        all_windows = evaluation.plan_windows(validation.lengths, context_length=config.data.block_size, stride=None)
+        windows = evaluation.choose(all_windows, config.evaluation.max_windows)
+        validation_bytes = evaluation.total_bytes(validation) if len(windows) == len(all_windows) else None
+
+    # === model: weights and optimizer, prepared for the engine =======================================================
+    model = models.build(config, tokenizer).to(device)
+    if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
+        models.require_isolation(model, config)
+    parents = run.parents(config, dataset_dir, tokenizer_dir)
+    identity = run.identity(config, dataset_manifest, parents, model)
+    optimizer = optim.build(config.optimizer, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    checkpoint.register_hooks(accelerator)
+
+    # === resume: from the newest whole checkpoint, decided by the main process =======================================
+    def reject(path: Path, problems: list[str]) -> None:
+        print(f"checkpoint rejected: {'; '.join(problems)}")
+        event(events, "rejected checkpoint", str(path), problems=problems)
+
+    state, chosen = checkpoint.TrainerState(), None
+    if main_process:
+        for name in files.sweep(run_dir / checkpoint.FOLDER) + files.sweep(run_dir):
+            event(events, "sweep", name)
+        chosen = run.choose_checkpoint(config, run_dir, reject)
+    [chosen] = broadcast_object_list([chosen])
+    if chosen is not None:
+        state, saved_identity = checkpoint.load(accelerator, chosen)
+        if differing := checkpoint.differences(saved_identity, identity, allowed=config.allow_drift):
+            raise UserError(
+                f"{chosen}: was made with other settings, so going on from it would not be the same run.",
+                *(f"  {line}" for line in differing),
+                "Put them back, name each in allow_drift, or choose another output_dir.",
+            )
+    metrics.cut_back(state.metrics_bytes)
+    facts = {
+        **models.count_parameters(bare_model),
+        "max_steps": max_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "accumulation_steps": accumulation_steps,
+        "num_processes": num_processes,
+        "engine": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+        "device": str(device),
+        "schedule": dataclasses.asdict(lr_schedule),
+        "blocks": blocks.facts(),
+        "parents": parents,
+    }
+    if main_process:
+        (run_dir / preemption.MARKER).unlink(missing_ok=True)
+        files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
+        document = {**facts, "provenance": provenance.collect()}
+        files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
+        event(events, "resume" if chosen else "start", f"step {state.step} of {max_steps}", checkpoint=str(chosen))
+        run.print_start(config, facts, state, chosen)
+
+    # === loop: every step is a function of its number =================================================================
+    def save() -> None:
+        metrics.sync()
+        state.metrics_bytes, state.elapsed_s = metrics.offset_bytes, elapsed_s()
+        pruned = checkpoint.save(
+            accelerator,
+            run_dir,
+            state,
+            model=bare_model,
+            config=config,
+            tokenizer_folder=tokenizer_dir,
+            parents=parents,
+            identity=identity,
+            keep_last=config.checkpoint.keep_last,
+        )
+        event(events, "save", f"step {state.step}", pruned=pruned)
+
+    def listen(done: int, total: int) -> None:
+        show(state.step, f"evaluation {done}/{total}")
+        if preemption.any_process(accelerator, listener.told_to_stop()):
+            raise preemption.Preempted
+
+    def evaluate() -> None:
+        assert validation is not None
+        evaluated_model = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        scores = evaluation.score(
+            evaluated_model,
+            validation,
+            windows,
+            batch_size=config.evaluation.batch_size,
+            device=device,
+            process_index=accelerator.process_index,
+            num_processes=num_processes,
+            between_batches=listen,
+        )
+        scores = run.sum_over_processes(accelerator, scores)
+        values = evaluation.summarize(scores, num_bytes=validation_bytes)
+        metrics.write({"step": state.step, "split": config.data.validation_split, **values})
+
+    def elapsed_s() -> float:
+        return elapsed_before_s + time.monotonic() - started
+
+    started, elapsed_before_s = time.monotonic(), state.elapsed_s
+    every, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
+    out_of_time, saved_step, logged_step, logged_s = False, state.step if chosen else -1, state.step, started
+    try:
+        with progress.bar("train", total=max_steps, done=state.step, unit="steps") as show:
+            while True:
+                # evaluation comes before the step and after the save, so a run that resumes here makes it again
+                last = state.step >= max_steps or out_of_time
+                due = config.evaluation.every_steps is not None and state.step % config.evaluation.every_steps == 0
+                if validation is not None and (last or (due and state.step > 0)):
+                    evaluate()
+                if last:
+                    break
+
+                # one window: the micro-batches of this process, out of a batch that all processes share
+                indices = order.batch(
+                    state.step,
+                    num_sequences=len(blocks),
+                    global_batch_size=training.global_batch_size,
+                    seed=config.seed,
+                ).reshape(every, training.micro_batch_size)
+                mine = range(accelerator.process_index, every, num_processes)
+                micro_batches = [(number, blocks.batch(indices[number])) for number in mine]
+                num_targets = run.sum_int(accelerator, sum(batch.num_targets for _, batch in micro_batches))
+                scale = (
+                    accumulation_steps * num_processes / max(1, num_targets)
+                )  # undoes what backward and DDP divide by
+                learning_rate = config.optimizer.learning_rate * lr_schedule.scale_at(state.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+
+                model.train()
+                loss_sum = torch.zeros((), device=device)
+                for number, batch in micro_batches:
+                    torch.manual_seed(seeds.derive(config.seed, "dropout", state.step, number))
+                    with accelerator.accumulate(model):
+                        inputs = run.to_device(batch, device)
+                        logits = model(
+                            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+                        ).logits  # (B, T, V)
+                        micro_loss = loss.sum_of_losses(logits, inputs["labels"])
+                        accelerator.backward(micro_loss * scale)
+                        loss_sum += micro_loss.detach()
+                        if accelerator.sync_gradients:
+                            limit = training.max_grad_norm if training.max_grad_norm is not None else math.inf
+                            grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+                            finite = math.isfinite(grad_norm) or accelerator.scaler is not None
+                            if finite:
+                                optimizer.step()
+                            optimizer.zero_grad()
+                if not finite:
+                    run.on_nonfinite(config, events, step=state.step, grad_norm=grad_norm, saved_step=saved_step)
+                state.num_skipped += not finite
+                state.num_target_tokens += num_targets
+                state.step += 1
+
+                # a line of metrics; the loss is this step's, over all processes
+                if state.step % config.log.every_steps == 0 or state.step == max_steps:
+                    step_loss = run.sum_float(accelerator, loss_sum) / max(1, num_targets)
+                    now = time.monotonic()
+                    num_tokens = (state.step - logged_step) * training.global_batch_size * config.data.block_size
+                    tokens_per_s, logged_step, logged_s = num_tokens / (now - logged_s), state.step, now
+                    values = {"loss": step_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+                    counts = {"epoch": state.step / steps_per_epoch, "num_target_tokens": state.num_target_tokens}
+                    times = {"tokens_per_s": tokens_per_s, "elapsed_s": elapsed_s()}
+                    metrics.write({"step": state.step, "split": "train", **values, **counts, **times})
+                    show(state.step, f"loss {step_loss:.4f}  {tokens_per_s:,.0f} tokens/s")
+
+                # save, stop
+                late = training.max_time_s is not None and elapsed_s() >= training.max_time_s
+                out_of_time = preemption.any_process(accelerator, late)
+                stop = preemption.any_process(accelerator, listener.told_to_stop())
+                due = config.checkpoint.every_steps is not None and state.step % config.checkpoint.every_steps == 0
+                if due or stop or out_of_time or state.step == max_steps:
+                    save()
+                    saved_step = state.step
+                if stop:
+                    raise preemption.Preempted
+    except preemption.Preempted:
+        if saved_step != state.step:
+            save()
+        if main_process:
+            preemption.write_marker(run_dir, step=state.step, reason=listener.reason or "another process")
+            event(events, "preempted", f"step {state.step}", reason=listener.reason)
+            print(f"stopped at step {state.step} of {max_steps} and saved. Run the same command again to go on.")
+        accelerator.end_training()
+        return preemption.EXIT_CODE
+    finally:
+        listener.close()
+
+    # === finish: a plain folder for everybody else ====================================================================
+    if main_process:
+        final = run_dir / "final"
+        with files.staged_folder(final, overwrite=True) as folder:
+            bare_model.save_pretrained(folder)
+            checkpoint.copy_tokenizer(tokenizer_dir, folder)
+            payload = files.list_files(folder)
+            seal = {"kind": "model", "final": final, "payload": payload, "config": config, "parents": parents}
+            digest = manifest.seal(folder, **seal, facts={"step": state.step, **models.count_parameters(bare_model)})
+        event(events, "end", f"step {state.step}", manifest_digest=digest)
+        run.print_end(run_dir, state, digest)
+    accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
