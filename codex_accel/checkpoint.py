@@ -44,7 +44,7 @@ def register_hooks(accelerator: Accelerator) -> None:
     """Store weights under the names of the bare model, so that one process can load what two have saved."""
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, Any]], _: str) -> None:
-        weights[:] = [accelerator.get_state_dict(model, unwrap=True) for model in models]
+        weights[:] = [_without_shared(accelerator.get_state_dict(model, unwrap=True)) for model in models]
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
         while models:
@@ -52,6 +52,16 @@ def register_hooks(accelerator: Accelerator) -> None:
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def _without_shared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor under its first name only; a tied output head is restored by the model's own tying."""
+    owners: dict[tuple[int, torch.Size], str] = {}
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if tensor.numel() == 0 or owners.setdefault((tensor.data_ptr(), tensor.shape), name) == name
+    }
 
 
 def path_of(run_dir: Path, step: int) -> Path:

@@ -248,10 +248,10 @@ class _Statistics:
 
 def documents_of(
     raw_files: Iterable[RawFile], tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool
-) -> Iterator[tuple[tokens.Document, Record]]:
+) -> Iterator[tokens.Document]:
     """Documents straight from raw files, for evaluation. Raises UserError at the first bad record."""
     for raw in raw_files:
         for item in Reader(raw, max_record_bytes=1 << 30):
             if isinstance(item, BadRecord):
                 raise UserError(f"{item.file}:{item.line}: {item.reason}. Mend the record; scoring leaves none out.")
-            yield encode_records(tokenizer, [item], add_bos=add_bos, add_eos=add_eos)[0], item
+            yield encode_records(tokenizer, [item], add_bos=add_bos, add_eos=add_eos)[0]

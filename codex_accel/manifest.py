@@ -188,7 +188,7 @@ def _is_safe(name: str) -> bool:
     """Whether a listed name stays inside the folder: relative, no `..`, no backslash, no control character."""
     path = PurePosixPath(name)
     return (
-        bool(name)
+        bool(path.parts)
         and str(path) == name
         and not path.is_absolute()
         and ".." not in path.parts
@@ -243,6 +243,30 @@ def _digest_unverified(folder: Path) -> str:
     names = files.list_files(folder)
     digests = files.sha256_files(folder / name for name in names)
     return content_digest({"name": n, "digest": d, "payload": True} for n, d in zip(names, digests, strict=True))
+
+
+def find_model(path: Path, *, verify: bool, key: str) -> Path:
+    """The folder to load a model from: `path` itself, or the `final` of the run folder that it is; checked if `verify`.
+
+    Raises: UserError if there is nothing to load, or if a folder with a manifest is damaged.
+    """
+    folder = path / "final" if (path / "final" / "config.json").is_file() else path
+    if not folder.is_dir():
+        raise UserError(f"{key} = '{path}': no such folder. Give a checkpoint, a model or a run folder.")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{key} = '{folder}': has no config.json. Give a folder that from_pretrained loads.")
+    if (folder / MANIFEST).exists():
+        require(folder, kinds=("checkpoint", "model"), verify=verify, key=key)
+    return folder
+
+
+def parent_path(folder: Path, *, kind: str, hint: str) -> Path:
+    """Where the manifest of `folder` says that its parent of this kind lies. Raises UserError with `hint` if nowhere."""
+    records = read(folder)["parents"] if (folder / MANIFEST).exists() else []
+    for record in records:
+        if record["kind"] == kind:
+            return Path(os.path.normpath(folder / record["path"]))
+    raise UserError(f"{folder}: names no {kind} that it was made from. {hint}")
 
 
 def parents_of_sources(paths: Iterable[Path]) -> list[dict[str, Any]]:

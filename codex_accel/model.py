@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -16,6 +17,8 @@ from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.schema import TrainConfig
 from codex_accel.tokenizer import Tokenizer
+
+transformers.utils.logging.disable_progress_bar()
 
 SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 

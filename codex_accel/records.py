@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from codex_accel import files
 from codex_accel.errors import UserError
 from codex_accel.schema import Source
 
@@ -209,6 +210,12 @@ class Reader:
             raise ValueError(f"field {source.completion or source.text!r} is empty, so nothing is a target")
         key = None if self.key is None else _field(value, self.key)
         return Record(str(self.raw.path), number, offset, tuple(parts), key)
+
+
+def describe(raw: RawFile) -> dict[str, Any]:
+    """How a manifest records a raw file that was read whole."""
+    size, digest = raw.path.stat().st_size, files.sha256_file(raw.path)
+    return {"path": str(raw.path), "format": raw.format, "size": size, "sha256": digest}
 
 
 def parse_object(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from codex_accel import checkpoint, manifest
+from codex_accel import checkpoint, files, manifest
 from codex_accel.errors import UserError
 from codex_accel.evaluation import Scores
 from codex_accel.events import LineLog, event
@@ -71,6 +71,16 @@ def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify:
     if problems:
         raise UserError(*(f"data.dataset = '{dataset}': its tokenizer is not the one recorded. {p}" for p in problems))
     return folder
+
+
+def require_same_tokenizer(model: Path, dataset: Path) -> None:
+    """Raise UserError if the dataset was made with another tokenizer than the one beside the model."""
+    folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
+    if files.sha256_file(folder / "tokenizer.json") != files.sha256_file(model / "tokenizer.json"):
+        raise UserError(
+            f"dataset = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so its "
+            "ids mean other text to the model. Score the raw text with file.path, or prepare the data again."
+        )
 
 
 def parents(config: TrainConfig, dataset: Path, tokenizer: Path) -> list[dict[str, Any]]:

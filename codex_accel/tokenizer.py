@@ -89,7 +89,7 @@ def _train_char(config: TokenizerConfig, texts: Iterable[str], special: list[str
     result = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=config.special_tokens.unk))
     if normalizer is not None:
         result.normalizer = normalizer
-    result.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s:.)"), "isolated")
+    result.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     result.decoder = decoders.Fuse()
     return result
 

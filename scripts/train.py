@@ -277,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             digest = manifest.seal(folder, **seal, facts={"step": state.step, **models.count_parameters(bare_model)})
         event(events, "end", f"step {state.step}", manifest_digest=digest)
         run.print_end(run_dir, state, digest)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codex_accel import seeds
 from codex_accel.order import batch, permute
 
 SEEDS = st.integers(min_value=-(2**63), max_value=2**63)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(num_items=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 10**6))
 def test_order_of_an_epoch_is_a_permutation(num_items, seed, epoch):
     items = permute(np.arange(num_items), num_items, seed=seed, epoch=epoch)
@@ -26,7 +27,7 @@ def test_order_is_a_permutation_around_powers_of_two(num_items):
     assert np.array_equal(np.sort(items), np.arange(num_items))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     num_sequences=st.integers(1, 300),
     seed=SEEDS,
@@ -71,8 +72,8 @@ def test_a_place_alone_gives_what_the_whole_order_gives():
 
 
 def test_order_stays_what_it_was():
-    """A changed order would break the resume of every run on disk. Golden: computed by a second implementation in plain
-    Python integers, in this test."""
+    """A changed order would break the resume of every run on disk. Golden: a second implementation in plain
+    Python integers, below, and the first numbers that it gave on 2026-11-22."""
 
     def mix(value: int, key: int) -> int:
         z = (value + key) % 2**64
@@ -80,10 +81,8 @@ def test_order_stays_what_it_was():
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
         return z ^ (z >> 31)
 
-    from codex_accel.seeds import derive
-
     num_items, half, mask = 100, 4, 15  # 99 has seven bits: two halves of four
-    keys = [derive(42, "order", 3, index) for index in range(6)]
+    keys = [seeds.derive(42, "order", 3, index) for index in range(6)]
     expected = []
     for place in range(num_items):
         value = place
@@ -96,7 +95,7 @@ def test_order_stays_what_it_was():
                 break
         expected.append(value)
     assert permute(np.arange(num_items), num_items, seed=42, epoch=3).tolist() == expected
-    assert expected[:8] == GOLDEN
+    assert expected[:8] == [67, 42, 75, 61, 58, 65, 99, 51]
 
 
 def test_seed_and_epoch_change_the_order():
@@ -104,10 +103,10 @@ def test_seed_and_epoch_change_the_order():
     assert len({tuple(order) for order in orders}) == 64
 
 
-@pytest.mark.parametrize("num_items", [2, 3, 5, 8, 17])
+@pytest.mark.parametrize("num_items", [2, 3, 17])
 def test_every_item_comes_to_every_place_equally_often(num_items):
-    """Over 1500 epochs each count is binomial; 6 standard deviations are passed by chance once in 10**9 counts."""
-    epochs = 1500
+    """Over 400 epochs each count is binomial; 6 standard deviations are passed by chance once in 10**9 counts."""
+    epochs = 400
     counts = np.zeros((num_items, num_items))
     for epoch in range(epochs):
         counts[np.arange(num_items), permute(np.arange(num_items), num_items, seed=0, epoch=epoch)] += 1

@@ -1,0 +1,42 @@
+"""Sessions: `nox -s tests lint types coverage`. Each uses an environment of its own, made from the pinned requirements."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install(session: nox.Session) -> None:
+    session.install("--requirement", "requirements-dev.txt")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The suite, or the tests named after `--`."""
+    install(session)
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: the linter and the formatter."""
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of the package."""
+    install(session)
+    session.run("mypy", "codex_accel")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The suite under coverage, subprocesses included; fails below the gate in setup.cfg."""
+    install(session)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
