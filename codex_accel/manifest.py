@@ -261,7 +261,7 @@ def find_model(path: Path, *, verify: bool, key: str) -> Path:
 
 
 def parent_path(folder: Path, *, kind: str, hint: str) -> Path:
-    """Where the manifest of `folder` says that its parent of this kind lies. Raises UserError with `hint` if nowhere."""
+    """Where the manifest of `folder` says its parent of this kind lies. Raises: UserError with `hint` if nowhere."""
     records = read(folder)["parents"] if (folder / MANIFEST).exists() else []
     for record in records:
         if record["kind"] == kind:

@@ -341,3 +341,9 @@ class VerifyConfig(StageConfig):
     digest: str | None = Field(
         None, description="SHA-256 that its manifest.json must have, as printed when it was made"
     )
+
+
+class TableConfig(StageConfig):
+    """Keys of scripts/quickstart_table.py."""
+
+    root: NonEmpty = Field("runs/quickstart", description="Folder of the quickstart run")

@@ -1,0 +1,164 @@
+"""Fixtures: real tiny artefacts made once by the scripts themselves, and the warm process that forks runs."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def load_script(name: str):
+    """The module of scripts/<name>.py, whose main(argv) runs in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(name: str, *argv: object) -> int:
+    """Run a stage in this process; returns its exit code."""
+    return load_script(name).main([str(argument) for argument in argv])
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """../shared/data; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with corpus, tokenizer and dataset, made from a few modules of the standard library."""
+    root = tmp_path_factory.mktemp("tiny")
+    run_script("quickstart_corpus", f"output_dir={root}/corpus", "max_modules=24")
+    source = f"sources=[{{path: {root}/corpus/modules.jsonl}}]"
+    run_script("train_tokenizer", f"output_dir={root}/tokenizer", source, "vocab_size=512")
+    split = "split={method: exact, ratios: {train: 0.8, validation: 0.1, test: 0.1}}"
+    tokenizer = f"tokenizer={root}/tokenizer"
+    run_script("prepare_data", f"output_dir={root}/dataset", tokenizer, source, split)
+    return root
+
+
+def train_argv(tiny: Path, output_dir: Path, *overrides: str) -> list[str]:
+    """Arguments of a small training run with dropout, accumulation, evaluation, saving and pruning."""
+    return [
+        f"output_dir={output_dir}",
+        f"data={{dataset: {tiny}/dataset, block_size: 32}}",
+        "model.config={model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 32, n_positions: 32, resid_pdrop: 0.1, "
+        "embd_pdrop: 0.1, attn_pdrop: 0.1}",
+        "training={micro_batch_size: 2, global_batch_size: 8, max_steps: 30, mixed_precision: 'no'}",
+        "optimizer={learning_rate: 3e-3}",
+        "schedule={warmup: 4}",
+        "evaluation={every_steps: 5, batch_size: 8, max_windows: 64}",
+        "checkpoint={every_steps: 3, keep_last: 2}",
+        "log={every_steps: 1}",
+        *overrides,
+    ]
+
+
+class ForkServer:
+    """Starts runs in forks of a warm process."""
+
+    def __init__(self, log_dir: Path):
+        self.log_dir = log_dir
+        command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self._answer() == {"ready": True}
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        assert line, "the fork server has died"
+        return json.loads(line)
+
+    def _ask(self, job: dict) -> dict:
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def start(self, script: str, argv: list[str], *, num_processes: int = 1, phase: Path | None = None) -> "Job":
+        """Start `script` on so many processes (gloo on the CPU if more than one)."""
+        environments: list[dict[str, str]] = [{}]
+        if num_processes > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = str(probe.getsockname()[1])
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_processes)}
+            shared |= {"LOCAL_WORLD_SIZE": str(num_processes), "ACCELERATE_USE_CPU": "true"}
+            environments = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(num_processes)]
+        log = self.log_dir / f"{time.monotonic_ns()}.log"
+        pids = []
+        for rank, environment in enumerate(environments):
+            job = {"script": str(ROOT / "scripts" / f"{script}.py"), "argv": argv, "env": environment, "log": str(log)}
+            job["phase"] = str(phase) if phase and rank == 0 else None
+            pids.append(self._ask(job)["pid"])
+        return Job(self, pids, log)
+
+    def run(self, script: str, argv: list[str], **options) -> "Job":
+        """Start and wait."""
+        job = self.start(script, argv, **options)
+        job.wait()
+        return job
+
+    def wait(self, pid: int) -> int:
+        return self._ask({"wait": pid})["status"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+class Job:
+    """One run: its processes and what they printed."""
+
+    def __init__(self, server: ForkServer, pids: list[int], log: Path):
+        self.server, self.pids, self.log = server, pids, log
+        self.codes: list[int] = []
+
+    def wait(self) -> list[int]:
+        """Exit codes of all processes; negative for a signal."""
+        self.codes = self.codes or [self.server.wait(pid) for pid in self.pids]
+        return self.codes
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
+    def alive(self) -> bool:
+        """Whether every process still runs (a zombie does not)."""
+        try:
+            states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in self.pids]
+        except OSError:
+            return False
+        return "Z" not in states
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    server = ForkServer(tmp_path_factory.mktemp("logs"))
+    yield server
+    server.close()
+
+
+TIMES = ("tokens_per_s", "elapsed_s")
+
+
+def metrics_of(run_dir: Path) -> list[dict]:
+    """Lines of metrics.ndjson without the fields that depend on the clock."""
+    lines = (run_dir / "metrics.ndjson").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
