@@ -1,12 +1,14 @@
 """The command line that every script shares.
 
 Rule: `python scripts/<stage>.py --config FILE [section.key=value ...]`, and `--name VALUE` is short for `name=VALUE`. A
-mistake prints one line a problem and ends with exit code 2; `--help` imports nothing heavier than pydantic and rich.
+mistake prints one line a problem and ends with exit code 2; `--help` imports nothing heavier than pydantic.
 """
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,25 +120,18 @@ def _is_bool(model: type[Section], key: str) -> bool:
 
 
 def _print_help(model: type[StageConfig], doc: str, stage: str) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
+    width = min(120, shutil.get_terminal_size().columns)
 
-    console = Console(highlight=False)
-    with console.capture() as captured:  # rich ends the process with code 1 when the reader has gone; print does not
-        console.print(
-            Text.assemble(("usage: ", "bold"), f"python scripts/{stage}.py --config FILE [section.key=value ...]\n")
-        )
-        console.print(Text(doc.strip()))
-        console.print(Text("\nFlags", style="bold"))
-        for flag, meaning in FLAGS.items():
-            console.print(Padding(Text(f"{flag:<16}  {meaning}"), (0, 0, 0, 2)))
-        console.print(Text("\nKeys", style="bold"))
-        for key in configuration.keys_of(model):
-            default = "required" if key.default is None else f"default {key.default}"
-            console.print(Padding(Text.assemble((key.key, "cyan"), f"  {key.type}, {default}"), (0, 0, 0, 2)))
-            console.print(Padding(Text(key.meaning), (0, 0, 0, 6)))
-    print(captured.get(), end="")
+    def wrapped(text: str, indent: int, hang: int = 0) -> str:
+        return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + hang))
+
+    print(f"usage: python scripts/{stage}.py --config FILE [section.key=value ...]\n\n{doc.strip()}\n\nFlags")
+    for flag, meaning in FLAGS.items():
+        print(wrapped(f"{flag:<16}  {meaning}", 2, 18))
+    print("\nKeys; --name VALUE is short for name=VALUE")
+    for key in configuration.keys_of(model):
+        print(f"  {key.key}  ({key.type}, {'required' if key.default is None else f'default {key.default}'})")
+        print(wrapped(key.meaning, 6))
 
 
 def base_yaml(model: type[Section], title: str) -> str:

@@ -6,6 +6,7 @@ the settings alone.
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -36,9 +37,13 @@ class Prepared:
 
 
 def require_splits(config: PrepareConfig) -> None:
-    """Raise UserError unless the `given` method and the sources' `split` keys go together."""
+    """Raise UserError unless the `given` method and the sources' `split` keys go together and the names fit in files."""
     given = config.split.method == "given"
     problems = []
+    for name in _split_names(config):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            what = f"{name!r} names no split, because files are named after it. Use letters, digits, '_', '.' and '-'."
+            problems.append(config.problem("sources" if given else "split.ratios", what))
     for index, source in enumerate(config.sources):
         if given and source.split is None:
             problems.append(
@@ -123,6 +128,7 @@ def write(
             reader = _reader(config, raw)
             num_good = num_bad = 0
             pending: list[tuple[int, str, Record]] = []
+            num_characters = 0
             for item in reader:
                 if isinstance(item, BadRecord):
                     if config.on_bad_record == "error":
@@ -136,13 +142,11 @@ def write(
                     continue
                 unit = (before_bytes + item.offset) // config.unit_bytes
                 pending += [(unit, name, piece) for name, piece in assign(item, num_records, raw)]
+                num_characters += sum(len(text) for text, _ in item.parts)
                 num_good, num_records = num_good + 1, num_records + 1
-                if (
-                    len(pending) >= BATCH_RECORDS
-                    or sum(len(t) for _, _, r in pending for t, _ in r.parts) > BATCH_CHARACTERS
-                ):
+                if len(pending) >= BATCH_RECORDS or num_characters > BATCH_CHARACTERS:
                     flush(pending)
-                    pending = []
+                    pending, num_characters = [], 0
                     show(before_bytes + reader.num_bytes, f"{num_records:,} records")
             flush(pending)
             before_bytes += reader.num_bytes
@@ -190,8 +194,10 @@ def check(config: PrepareConfig, result: Prepared) -> None:
         raise UserError(config.problem("max_bad_fraction", what))
     empty = [name for name, split in facts["splits"].items() if not split["num_records"]]
     if empty:
-        what = f"{', '.join(empty)} came out empty from {facts['num_records']} records. Change the shares, or add data."
-        raise UserError(config.problem("split.ratios", what))
+        given = config.split.method == "given"
+        mend = "Name other files for it" if given else "Change the shares, or add data"
+        what = f"{', '.join(empty)} came out empty from {facts['num_records']} records. {mend}."
+        raise UserError(config.problem("sources" if given else "split.ratios", what))
 
 
 class _Shards(contextlib.AbstractContextManager["_Shards"]):
@@ -206,7 +212,7 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
         if current is None or current[0] != unit:
             if current is not None:
                 current[1].close()
-            current = (unit, tokens.ShardWriter(self._folder / f"{split}-{unit:05d}.arrow", self._schema))
+            current = (unit, tokens.ShardWriter(self._folder / tokens.shard_name(split, unit), self._schema))
             self._open[split] = current
         current[1].add(document)
 

@@ -107,6 +107,8 @@ def require_free(final: Path, *, overwrite: bool) -> None:
         raise UserError(f"output_dir = '{final}': exists. Choose another folder, or say overwrite=true to replace it.")
     if not final.name or final.name == ".." or final.is_symlink() or (final.exists() and not final.is_dir()):
         raise UserError(f"output_dir = '{final}': is not a plain folder with a name. Choose another folder.")
+    if final.exists() and any(final.iterdir()) and not (final / "manifest.json").exists():
+        raise UserError(f"output_dir = '{final}': holds files that no stage made. Choose another folder.")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         probe = final.with_name(f"{TEMPORARY_PREFIX}probe-{os.getpid()}")

@@ -35,6 +35,7 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: GenerateConfi
         sampling = {"do_sample": True, "temperature": config.temperature, "top_k": config.top_k or 0}
         sampling["top_p"] = config.top_p if config.top_p is not None else 1.0
     torch.manual_seed(config.seed)
+    model.generation_config = GenerationConfig()  # generate() takes from there whatever is not set below
     input_ids = torch.tensor([prompt_ids], device=model.device)
     output = model.generate(
         input_ids,
@@ -51,7 +52,8 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: GenerateConfi
     ids = output[0, len(prompt_ids) :].tolist()
     ended = bool(ids) and ids[-1] == tokenizer.eos_id
     return {
-        "text": tokenizer.decode(ids),
+        # as part of the whole: alone, a SentencePiece-like decoder would drop the space that it begins with
+        "text": tokenizer.decode(prompt_ids + ids).removeprefix(tokenizer.decode(prompt_ids)),
         "ids": ids,
         "prompt_ids": prompt_ids,
         "finish_reason": "eos" if ended else "length",

@@ -120,7 +120,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Feed a block of two documents, change a token of the first, and see that no logit of the second moves.
+    """Feed a block of two documents, change the first, and see that no logit of the second moves.
 
     Raises: UserError if it does: this architecture cannot keep documents of one block apart.
     """
@@ -128,7 +128,7 @@ def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
     input_ids = torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
     position_ids = torch.cat([torch.arange(size // 2), torch.arange(size - size // 2)])[None].to(model.device)
     changed = input_ids.clone()
-    changed[0, 0] = (changed[0, 0] + 1) % model.config.vocab_size
+    changed[0, : size // 2] = (changed[0, : size // 2] + 1) % model.config.vocab_size  # all: a convolution sees the last
     was_training = model.training
     model.eval()
     try:
@@ -141,7 +141,7 @@ def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
     finally:
         model.train(was_training)
     moved = (first - second).abs().max().item()
-    if moved > 1e-5 * max(1.0, first.abs().max().item()):
+    if moved > 1e-6 * first.abs().max().item():  # it is exactly 0.0 where the mask holds; fresh weights move little
         what = f"{_CANNOT}: changing one moved the logits of the next by {moved:.2g}. {_WAY_OUT}"
         raise UserError(config.problem("data.isolate_documents", what))
 

@@ -68,8 +68,10 @@ class Blocks:
                 position_ids[boundary:] = np.arange(size - min(size, boundary))
         if self.store.has_spans:
             for index in range(first - 1, min(last, self.store.num_documents)):
-                mask = self.store.document(index).is_target()
-                mask[:1] |= not self.isolate
+                document = self.store.document(index)
+                mask = document.is_target()
+                if not self.isolate:  # then what stands before it predicts its first token
+                    mask[:1] = not document.target_spans or document.target_spans[0][0] == 0
                 low = int(starts[index]) - start  # place of the document's first token in this block
                 a, b = max(1, low), min(num_targets + 1, low + len(mask))
                 segment = labels[a - 1 : b - 1]
@@ -78,12 +80,12 @@ class Blocks:
     def facts(self) -> dict[str, int]:
         """Counts of the plan, for `run.json`."""
         store, size = self.store, self.block_size
-        first_block, last_block = store.document_starts[:-1] // size, (store.document_starts[1:] - 1) // size
+        first_block, last_block = store.document_starts[:-1] // size, (store.document_starts[1:] - 2) // size
         return {
             "num_documents": store.num_documents,
             "num_tokens": store.num_tokens,
             "num_blocks": self.num_blocks,
             "padding_tokens": self.num_blocks * size - max(0, store.num_tokens - 1),
-            "documents_cut": int((first_block != last_block).sum()),
+            "documents_cut": int((first_block < last_block).sum()),
             "blocks_with_boundary": len(np.unique(first_block[store.document_starts[:-1] % size != 0])),
         }

@@ -17,6 +17,7 @@ from codex_accel import files
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 MARKER = "preempted"
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # of `accelerate launch` and `torchrun`
 
 
 class Preempted(Exception):
@@ -24,11 +25,15 @@ class Preempted(Exception):
 
 
 class Listener:
-    """Catches the signals of this process from its making until `close`."""
+    """Catches the signals of this process from its making until `close`.
+
+    The parent is watched only if it is a launcher: a run that a shell has started (`nohup ... &`) outlives the shell.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
-        self._parent = os.getppid()
+        launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
+        self._parent = os.getppid() if launched else None
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -44,7 +49,7 @@ class Listener:
 
     def told_to_stop(self) -> bool:
         """Whether this process was told to stop, or its launcher has died (its parent is another one then)."""
-        if not self.reason and os.getppid() != self._parent:
+        if not self.reason and self._parent not in (None, os.getppid()):
             self.reason = "launcher died"
         return bool(self.reason)
 

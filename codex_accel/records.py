@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class BadRecord:
 
     file: str
     line: int
-    reason: str
+    reason: str  # `<kind>: <detail>`, or the kind alone; of kinds there are few, so they can be counted
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,20 @@ def resolve(sources: list[Source], *, config_problem: Any) -> list[RawFile]:
             else:
                 found.append(RawFile(path, format_, source))
         try:
-            if codecs.lookup(source.encoding).name and "\n".encode(source.encoding) != b"\n":
+            if "\n".encode(_codec(source.encoding)) != b"\n":
                 what = f"{source.encoding!r} does not write a line end as one byte. Convert the file to utf-8 first."
                 problems.append(config_problem(f"sources.{index}.encoding", what))
-        except LookupError:
+        except (LookupError, ValueError):
             what = f"unknown encoding {source.encoding!r}. Use a Python codec name such as utf-8 or latin-1."
             problems.append(config_problem(f"sources.{index}.encoding", what))
     if problems:
         raise UserError(*problems)
     return found
+
+
+def _codec(encoding: str) -> str:
+    """Python's own name of an encoding; utf-8-sig is utf-8, whose mark at the start of a file is always dropped."""
+    return codecs.lookup(encoding).name.removesuffix("-sig")
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -108,6 +114,7 @@ class Reader:
 
     def __init__(self, raw: RawFile, *, max_record_bytes: int, key: str | None = None):
         self.raw, self.max_record_bytes, self.key = raw, max_record_bytes, key
+        self.encoding = _codec(raw.source.encoding)
         self.num_bytes = 0
         self._hash = hashlib.sha256()
 
@@ -117,6 +124,7 @@ class Reader:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
+        self.num_bytes, self._hash = 0, hashlib.sha256()
         with open(self.raw.path, "rb") as stream:
             lines = self._lines(stream)
             yield from self._from_json(lines) if self.raw.format == "jsonl" else self._from_text(lines)
@@ -124,12 +132,13 @@ class Reader:
     def _lines(self, stream: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
         """(number, offset, line with its end); a line over the limit comes as None. Memory is bounded by the limit."""
         number = 0
-        while line := stream.readline(self.max_record_bytes + 2):
+        limit = self.max_record_bytes + len(BOM + b"\r\n")  # what a line of the allowed length can take
+        while line := stream.readline(limit):
             number, offset = number + 1, self.num_bytes
             self._count(line)
-            if number == 1 and self.raw.source.encoding == "utf-8":
+            if number == 1 and self.encoding == "utf-8":
                 line = line.removeprefix(BOM)
-            if len(line.rstrip(b"\r\n")) > self.max_record_bytes:
+            if len(line.removesuffix(b"\n").removesuffix(b"\r")) > self.max_record_bytes:
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(1 << 20)
                     self._count(line)
@@ -147,12 +156,11 @@ class Reader:
     def _decode(self, data: bytes) -> str:
         """Text of `data`; raises ValueError with the place of the first byte that is not in the encoding."""
         try:
-            return data.decode(self.raw.source.encoding)
+            return data.decode(self.encoding)
         except UnicodeDecodeError as error:
             found = data[error.start : error.start + 1].hex()
             raise ValueError(
-                f"byte 0x{found} at column {error.start + 1} is not {self.raw.source.encoding}. "
-                "Convert the file, or set encoding"
+                f"not {self.encoding}: byte 0x{found} at column {error.start + 1}. Convert the file, or set encoding"
             ) from error
 
     def _from_text(self, lines: Iterator[tuple[int, int, bytes | None]]) -> Iterator[Record | BadRecord]:
@@ -241,7 +249,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"duplicate key {twice!r}")
+        raise ValueError(f"duplicate key: {reprlib.repr(twice)}")
     return value
 
 
@@ -252,24 +260,24 @@ def _no_constant(name: str) -> Any:
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"number {text[:20]} is out of range")
+        raise ValueError(f"number out of range: {text[:20]}")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > 400:
-        raise ValueError(f"integer of {len(text)} digits")
+        raise ValueError(f"integer too long: {len(text)} digits")
     return int(text)
 
 
 def _field(value: dict[str, Any], name: str) -> str:
     if name not in value:
-        raise ValueError(f"no field {name!r}; there are {', '.join(map(repr, list(value)[:8])) or 'none'}")
+        raise ValueError(f"no field {name!r}: there are {', '.join(map(reprlib.repr, list(value)[:8])) or 'none'}")
     text = value[name]
     if not isinstance(text, str):
         raise ValueError(f"field {name!r} is a {type(text).__name__}, not text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"field {name!r} holds a lone surrogate at character {error.start + 1}") from None
+        raise ValueError(f"field {name!r} holds a lone surrogate: at character {error.start + 1}") from None
     return text

@@ -52,6 +52,11 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer
     names += special.additional
     result = _train_bpe(config, texts, names) if config.type == "bpe" else _train_char(config, texts, names)
     result.add_special_tokens(names)  # their ids, 0, 1, 2, ..., are given already; this marks them as special
+    result.encode_special_tokens = True
+    for name in names:
+        if result.token_to_id(name) in result.encode(name, add_special_tokens=False).ids:
+            what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data, such as [NAME]."
+            raise UserError(config.problem("special_tokens", what))
     return result
 
 

@@ -51,6 +51,11 @@ def schema_for(vocab_size: int) -> pa.Schema:
     )
 
 
+def shard_name(split: str, unit: int) -> str:
+    """File name of the documents of `split` that come from input unit `unit`."""
+    return f"{split}-{unit:05d}.arrow"
+
+
 class ShardWriter:
     """Appends documents to one Arrow IPC stream; whole only after `close`."""
 
@@ -93,9 +98,11 @@ class TokenStore:
     """One split of a prepared dataset, seen as documents and as one endless row of tokens."""
 
     def __init__(self, folder: Path, split: str):
-        paths = sorted(folder.glob(f"{split}-*.arrow"))
+        names = [path.stem.rpartition("-") for path in folder.glob("*-*.arrow")]
+        units = sorted(int(unit) for name, _, unit in names if name == split)
+        paths = [folder / shard_name(split, unit) for unit in units]
         if not paths:
-            there = sorted({p.name.rpartition("-")[0] for p in folder.glob("*.arrow")})
+            there = sorted({name for name, _, _ in names})
             raise UserError(f"{folder}: has no split {split!r}. Choose from: {', '.join(there) or 'none'}.")
         self._batches = [batch for path in paths for batch in _open(path)]
         self._values = [_list_values(batch.column("input_ids")) for batch in self._batches]

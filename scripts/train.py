@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from codex_accel import cli, files, offline, order, progress, schedule, seeds
+from codex_accel import cli, files, offline
 from codex_accel import config as configuration
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
-    from codex_accel import checkpoint, evaluation, loss, optim, preemption, run
+    from codex_accel import checkpoint, evaluation, loss, optim, order, preemption, progress, run, schedule, seeds
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.packing import Blocks

@@ -31,6 +31,16 @@ def run_script(name: str, *argv: object) -> int:
 
 
 @pytest.fixture(scope="session")
+def chain(tiny, fork_server) -> Path:
+    """`tiny` with a run trained on it and an evaluation of that: every kind of artefact in one folder."""
+    job = fork_server.run("train", train_argv(tiny, tiny / "run", "training.max_steps=4", "evaluation.every_steps=null"))
+    assert job.codes == [0], job.output
+    job = fork_server.run("evaluate", [f"checkpoint={tiny}/run", f"output_dir={tiny}/report", "batch_size=64"])
+    assert job.codes == [0], job.output
+    return tiny
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """../shared/data; tests that need it are skipped where it is absent."""
     if not SHARED.is_dir():
@@ -87,8 +97,17 @@ class ForkServer:
         self.process.stdin.flush()
         return self._answer()
 
-    def start(self, script: str, argv: list[str], *, num_processes: int = 1, phase: Path | None = None) -> "Job":
-        """Start `script` on so many processes (gloo on the CPU if more than one)."""
+    def start(
+        self,
+        script: str | Path,
+        argv: list[str],
+        *,
+        num_processes: int = 1,
+        phase: Path | None = None,
+        cwd: Path = ROOT,
+    ) -> "Job":
+        """Start a script (a stage's name, or a file) on so many processes, with gloo on the CPU if more than one."""
+        path = script if isinstance(script, Path) else ROOT / "scripts" / f"{script}.py"
         environments: list[dict[str, str]] = [{}]
         if num_processes > 1:
             with socket.socket() as probe:
@@ -100,12 +119,12 @@ class ForkServer:
         log = self.log_dir / f"{time.monotonic_ns()}.log"
         pids = []
         for rank, environment in enumerate(environments):
-            job = {"script": str(ROOT / "scripts" / f"{script}.py"), "argv": argv, "env": environment, "log": str(log)}
+            job = {"script": str(path), "argv": argv, "env": environment, "log": str(log), "cwd": str(cwd)}
             job["phase"] = str(phase) if phase and rank == 0 else None
             pids.append(self._ask(job)["pid"])
         return Job(self, pids, log)
 
-    def run(self, script: str, argv: list[str], **options) -> "Job":
+    def run(self, script: str | Path, argv: list[str], **options) -> "Job":
         """Start and wait."""
         job = self.start(script, argv, **options)
         job.wait()

@@ -1,7 +1,7 @@
 """A warm process that has imported everything and forks a child for each run of a script: 0.1 s instead of 8 s a start.
 
-Reads one JSON object a line from standard input: {"script", "argv", "env", "log", "phase"} forks a child that runs the
-script's main and answers {"pid"}; {"wait": pid} reaps it and answers {"status"} (a negative number is a signal). The
+Reads one JSON object a line from standard input: {"script", "argv", "env", "log", "phase", "cwd"} forks a child that runs
+the script's main and answers {"pid"}; {"wait": pid} reaps it and answers {"status"} (a negative number is a signal). The
 child notes in the file `phase` what it is doing (step, save, prune, evaluate, start), for trials that ask where they hit.
 """
 
@@ -13,22 +13,19 @@ import sys
 import traceback
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # the parent must not start a thread pool: a fork does not inherit threads
-
 from codex_accel import offline
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the parent must not start a thread pool: a fork does not inherit threads
 offline.enforce(allow_network=False)
 
-import accelerate  # noqa: F401
+# ruff: noqa: E402
 import torch
 import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from codex_accel import checkpoint, cli, evaluation, generation, model, optim, packing, preemption, provenance, run
-from codex_accel import schema as _schema
+from codex_accel import checkpoint, cli, evaluation, generation, packing, provenance, run  # noqa: F401
 
 provenance.collect()
-_ = (generation, model, optim, preemption, run, cli, _schema)
 
 
 def note_phases(path: str) -> None:
@@ -60,6 +57,8 @@ def note_phases(path: str) -> None:
 
 def child(job: dict) -> int:
     os.environ.update(job["env"])
+    if job.get("cwd"):
+        os.chdir(job["cwd"])
     log = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

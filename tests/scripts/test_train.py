@@ -1,0 +1,161 @@
+"""scripts/train.py as its users meet it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, load_script, metrics_of, train_argv
+
+from codex_accel.errors import UserError
+
+
+def refused(argv: list[str]) -> list[str]:
+    """Problems that train.py finds in this process before it starts anything."""
+    with pytest.raises(UserError) as caught:
+        load_script("train").main(argv)
+    return caught.value.problems
+
+
+def test_a_copy_elsewhere_with_one_line_of_its_loop_edited_runs(fork_server, chain, tmp_path):
+    source = (ROOT / "scripts" / "train.py").read_text()
+    line = "learning_rate = config.optimizer.learning_rate * lr_schedule.scale_at(state.step)"
+    assert source.count(line) == 1
+    copy = tmp_path / "my_train.py"
+    copy.write_text(source.replace(line, "learning_rate = 0.0125"))
+    argv = train_argv(chain, tmp_path / "run", "training.max_steps=2", "evaluation.every_steps=null")
+    job = fork_server.run(copy, argv, cwd=tmp_path)
+    assert job.codes == [0], job.output
+    assert [line["learning_rate"] for line in metrics_of(tmp_path / "run") if line["split"] == "train"] == [0.0125] * 2
+
+
+def test_a_finished_run_says_so_and_changes_nothing(chain, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (chain / "run").rglob("*")}
+    assert load_script("train").main(train_argv(chain, chain / "run")) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (chain / "run").rglob("*")} == before
+
+
+def test_the_run_folder_holds_what_the_architecture_page_names(chain):
+    run = chain / "run"
+    names = {"config.yaml", "run.json", "metrics.ndjson", "events.ndjson", "checkpoints", "final"}
+    assert {path.name for path in run.iterdir()} == names
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["max_steps"] == 4
+    assert facts["blocks"]["num_blocks"] > 100
+    assert [json.loads(line)["kind"] for line in (run / "events.ndjson").read_text().splitlines()] == [
+        "start", "save", "save", "end",
+    ]  # fmt: skip
+    for checkpoint in (run / "checkpoints").iterdir():
+        assert not list(checkpoint.glob("*.pkl"))
+
+
+def test_the_saved_config_is_itself_a_config(chain, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_script("train").main(["--config", str(chain / "run" / "config.yaml"), "--print-config"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == (chain / "run" / "config.yaml").read_text()
+
+
+def test_a_missing_dataset_is_one_line(tmp_path):
+    [problem] = refused(train_argv(tmp_path, tmp_path / "run"))
+    assert "data.dataset" in problem
+    assert "no such folder" in problem
+
+
+def test_a_damaged_dataset_is_refused(chain, tmp_path):
+    import shutil
+
+    shutil.copytree(chain / "dataset", tmp_path / "dataset")
+    shutil.copytree(chain / "tokenizer", tmp_path / "tokenizer")
+    shard = next((tmp_path / "dataset").glob("train-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 4
+    shard.write_bytes(data)
+    problems = refused(train_argv(tmp_path, tmp_path / "run"))
+    assert any(f"{shard.name}: has changed" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.global_batch_size=7", ["not a multiple", "global_batch_size = 8"]),
+        ("training.max_steps=null", ["at least one of training.max_steps"]),
+        ("optimizer.lr=1", ["learning_rate"]),
+        ("model.path=x", ["exactly one of model.config"]),
+        ("schedule.warmup=soon", ["'2 epochs'"]),
+        ("data.block_size=64.5", ["data.block_size", "64.5"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_way_out(chain, tmp_path, override, words):
+    problems = refused(train_argv(chain, tmp_path / "run", override))
+    assert len(problems) == 1
+    for word in words:
+        assert word in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.config.n_layers=2", ["model.config.n_layers", "Did you mean 'n_layer'"]),
+        ("model.config.model_type=gpt3", ["unknown model type 'gpt3'"]),
+        ("model.config.n_head=5", ["refused by transformers"]),
+        ("data.block_size=64", ["max_position_embeddings = 32"]),
+        ("data.train_split=training", ["no split 'training'", "train"]),
+        ("resume=somewhere", ["resume = 'somewhere': no such folder"]),
+    ],
+)
+def test_a_mistake_that_needs_the_libraries_is_also_one_line(fork_server, chain, tmp_path, override, words):
+    job = fork_server.run("train", train_argv(chain, tmp_path / "run", override))
+    assert job.codes == [2], job.output
+    assert "Traceback" not in job.output
+    for word in words:
+        assert word in job.output
+
+
+def test_an_engine_that_is_not_in_use_is_refused(chain, tmp_path):
+    """On a CPU Accelerate drops FSDP without a word (DESIGN, section 10)."""
+    command = [sys.executable, "scripts/train.py", *train_argv(chain, tmp_path / "run")]
+    environment = {**os.environ, "ACCELERATE_USE_FSDP": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "ACCELERATE_USE_FSDP" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverging_run_stops_and_says_where_to_go_on(fork_server, chain, tmp_path):
+    argv = train_argv(chain, tmp_path / "run", "optimizer.learning_rate=1e30", "training.max_grad_norm=null")
+    job = fork_server.run("train", argv)
+    assert job.codes == [2], job.output
+    assert "the gradient norm is" in job.output
+    assert "on_nonfinite=skip" in job.output
+
+
+def test_training_goes_on_from_a_local_folder(fork_server, chain, shared, tmp_path):
+    """model.path: a from_pretrained folder without a manifest, its own tokenizer, prompt/completion records."""
+    model = shared / "models" / "stories260K"
+    records = shared / "instruct" / "self_instruct_seed_prompt_completion.jsonl"
+    source = f"sources=[{{path: {records}, prompt: prompt, completion: completion}}]"
+    job = fork_server.run("prepare_data", [f"output_dir={tmp_path}/data", f"tokenizer={model}", source])
+    assert job.codes == [0], job.output
+    argv = train_argv(tmp_path, tmp_path / "run", f"data.dataset={tmp_path}/data", "training.max_steps=12")
+    argv = [argument for argument in argv if not argument.startswith("model.config")]
+    job = fork_server.run("train", [*argv, f"model.path={model}", "data.block_size=256"])
+    assert job.codes == [0], job.output
+    losses = [line["loss"] for line in metrics_of(tmp_path / "run") if line["split"] == "validation"]
+    assert losses[-1] < losses[0]
+    kinds = [p["kind"] for p in json.loads((tmp_path / "run" / "final" / "manifest.json").read_text())["parents"]]
+    assert kinds == ["dataset", "unverified", "unverified"]
+
+
+@pytest.mark.distributed
+def test_accelerate_launch_runs_it(chain, tmp_path):
+    """The form that users type, as a true process through the true launcher."""
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "scripts/train.py"]
+    argv = train_argv(chain, tmp_path / "run", "training.max_steps=2", "evaluation.every_steps=null")
+    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert "Traceback" not in done.stderr
