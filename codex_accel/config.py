@@ -84,14 +84,15 @@ def apply_overrides(
         reader = Reader(COMMAND_LINE, with_lines=False)
         try:
             literal = re.sub(r"\.\d+\.", "[].", key) in text_keys and text != "null"
-            value = text if literal else reader.read(text)
+            value = text if literal else reader.read(text, path)
         except UserError as error:
             problems.append(f"{error} (in {key}={text})")
             continue
         problems += reader.problems
         target: Any = values
         for part, following in itertools.pairwise(path):
-            if isinstance(target, list) and isinstance(part, int) and part < len(target):
+            if isinstance(target, list) and isinstance(part, int) and part <= len(target):
+                target += [{}] if part == len(target) else []
                 target = target[part]
             elif isinstance(target, dict):
                 if not isinstance(target.get(str(part)), dict | list):
@@ -110,7 +111,9 @@ def apply_overrides(
             continue
         for old in [known for known in origins if known[: len(path)] == path]:
             del origins[old]  # of what was replaced
-        origins.update({(*path, *inner): COMMAND_LINE for inner in [(), *reader.origins]})
+        origins |= {path: COMMAND_LINE, **reader.origins}
+        for end in range(1, len(path)):  # sections that the file does not have
+            origins.setdefault(path[:end], COMMAND_LINE)
     return problems
 
 

@@ -22,6 +22,7 @@ from codex_accel.schema import PrepareConfig
 from codex_accel.tokenizer import Tokenizer, encode_records
 
 QUARANTINE = "quarantine.jsonl"
+MAX_REASONS = 20  # kept in the manifest, the commonest; the quarantine has all
 BATCH_RECORDS, BATCH_CHARACTERS = 1024, 4 << 20  # tokenized in one call, whichever is reached first
 
 # (record, index over all good records, its source's split) -> the pieces with their splits
@@ -36,7 +37,7 @@ class Prepared:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def require_splits(config: PrepareConfig) -> None:
+def require_splits(config: PrepareConfig, raw_files: list[RawFile]) -> None:
     """Raise UserError unless the `given` method and the sources' `split` keys go together and the names fit in files."""
     given = config.split.method == "given"
     problems = []
@@ -52,6 +53,10 @@ def require_splits(config: PrepareConfig) -> None:
         if not given and source.split is not None:
             what = f"{source.split!r} works with split.method: given only, not {config.split.method}."
             problems.append(config.problem(f"sources.{index}.split", what))
+    texts = [raw.path for raw in raw_files if raw.format == "text"]
+    if config.split.key is not None and texts:
+        what = f"{config.split.key!r} is a field, and the text file '{texts[0]}' has none. Remove it, or use JSONL."
+        problems.append(config.problem("split.key", what))
     if problems:
         raise UserError(*problems)
 
@@ -137,7 +142,7 @@ def write(
                         )
                     line = {"file": item.file, "line": item.line, "reason": item.reason}
                     quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    bad[item.reason.split(":")[0]] += 1
+                    bad[re.sub(r"\d+", "N", item.reason)] += 1
                     num_bad += 1
                     continue
                 unit = (before_bytes + item.offset) // config.unit_bytes
@@ -166,7 +171,7 @@ def write(
     result.facts = {
         "num_records": num_records,
         "num_bad": sum(bad.values()),
-        "bad_by_reason": dict(bad.most_common()),
+        "bad_by_reason": dict(bad.most_common(MAX_REASONS)),
         "split": config.split.model_dump(),
         "vocab_size": tokenizer.vocab_size,
         "splits": {name: {**members[name], **statistics[name].facts()} for name in names},

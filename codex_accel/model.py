@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from codex_accel import seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.schema import TrainConfig
@@ -34,10 +35,14 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
             )
             raise UserError(config.problem("model.path", what))
     else:
-        torch.manual_seed(config.seed)
-        model = AutoModelForCausalLM.from_config(
-            _transformers_config(config, tokenizer), attn_implementation=config.model.attention, dtype=torch.float32
-        )
+        architecture = _transformers_config(config, tokenizer)
+        torch.manual_seed(seeds.derive(config.seed, "weights"))
+        try:
+            model = AutoModelForCausalLM.from_config(
+                architecture, attn_implementation=config.model.attention, dtype=torch.float32
+            )
+        except ValueError as error:  # some classes check their values only here
+            raise UserError(config.problem("model.config", _refused(error))) from error
     model.config.use_cache = False  # with a cache object, packed documents would see each other
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
@@ -79,8 +84,11 @@ def _transformers_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
             **values,
         )
     except Exception as error:  # each model class raises its own kinds for values that do not fit together
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(config.problem("model.config", f"is refused by transformers: {reason}")) from error
+        raise UserError(config.problem("model.config", _refused(error))) from error
+
+
+def _refused(error: Exception) -> str:
+    return f"is refused by transformers: {' '.join(str(error.__cause__ or error).split())}"
 
 
 def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> PreTrainedModel:

@@ -176,14 +176,14 @@ class Reader:
             if blank and unit != "file":
                 continue
             size += len(line or b"")
+            if failed is not None:
+                continue
             try:
                 if line is None or size > self.max_record_bytes + 2:
                     raise ValueError(f"longer than max_record_bytes = {self.max_record_bytes}")
                 pending.append(self._decode(line).replace("\r\n", "\n"))
             except ValueError as error:
-                failed = failed or self._bad(number, str(error))
-            if failed is not None:
-                pending = []
+                failed, pending = self._bad(number, str(error)), []
         yield from self._emit(start, pending, failed)
 
     def _emit(
@@ -204,7 +204,7 @@ class Reader:
             try:
                 if line is None:
                     raise ValueError(f"longer than max_record_bytes = {self.max_record_bytes}")
-                yield self._record(number, offset, parse_object(self._decode(line)))
+                yield self._record(number, offset, parse_object(self._decode(line.rstrip())))
             except ValueError as error:
                 yield self._bad(number, str(error))
 
@@ -275,7 +275,7 @@ def _field(value: dict[str, Any], name: str) -> str:
         raise ValueError(f"no field {name!r}: there are {', '.join(map(reprlib.repr, list(value)[:8])) or 'none'}")
     text = value[name]
     if not isinstance(text, str):
-        raise ValueError(f"field {name!r} is a {type(text).__name__}, not text")
+        raise ValueError(f"field {name!r} is of type {type(text).__name__}, not text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

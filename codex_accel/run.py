@@ -23,7 +23,7 @@ from codex_accel.schema import TrainConfig
 
 # What must be equal for a checkpoint to belong to the same run; paths, logging and saving may change freely.
 IDENTITY = {
-    "training": ("micro_batch_size", "global_batch_size", "max_grad_norm", "mixed_precision", "on_nonfinite"),
+    "training": ("micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite"),
     "data": ("train_split", "block_size", "isolate_documents"),
 }
 
@@ -42,7 +42,16 @@ def accumulation_steps(config: TrainConfig) -> int:
 
 
 def require_engine(accelerator: Accelerator) -> None:
-    """Raise UserError if the environment asks for an engine that Accelerate has not taken (on a CPU it says nothing)."""
+    """Raise UserError if Accelerate has not taken the processes or the engine that the environment asks for.
+
+    It says nothing then: each process would train alone into one run folder, or FSDP would be plain DDP.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"environment: WORLD_SIZE = {asked}: the launcher started {asked} processes, but accelerate has joined "
+            f"{accelerator.num_processes}. On a CPU set ACCELERATE_USE_CPU=true before the launch command."
+        )
     for variable, engine in (
         ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
         ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
@@ -65,7 +74,7 @@ def set_deterministic() -> None:
 
 def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify: bool) -> Path:
     """The tokenizer that the dataset was made with, checked against the dataset's record of it."""
-    [record] = [p for p in dataset_manifest["parents"] if p["kind"] != "corpus"]
+    record = dataset_manifest["parents"][0]  # prepare_data puts it first
     folder = Path(os.path.normpath(dataset / record["path"]))
     problems = manifest.check_tree(folder, recursive=False, expected=record).problems if verify else []
     if problems:
@@ -90,7 +99,12 @@ def parents(config: TrainConfig, dataset: Path, tokenizer: Path) -> list[dict[st
 
 
 def identity(
-    config: TrainConfig, dataset_manifest: dict[str, Any], parents: list[dict[str, Any]], model: Any
+    config: TrainConfig,
+    dataset_manifest: dict[str, Any],
+    parents: list[dict[str, Any]],
+    model: Any,
+    *,
+    mixed_precision: str,
 ) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it, as plain JSON values."""
     settings = config.model_dump(mode="json")
@@ -105,6 +119,7 @@ def identity(
         "optimizer": settings["optimizer"],
         "schedule": settings["schedule"],
         "data": {key: settings["data"][key] for key in IDENTITY["data"]},
+        "mixed_precision": mixed_precision,
         "training": {**{key: settings["training"][key] for key in IDENTITY["training"]}, **lengths},
     }
     return json.loads(json.dumps(document, default=str))
@@ -133,7 +148,10 @@ def choose_checkpoint(
         return None
     if config.resume != "auto":
         path = Path(config.resume)
-        manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")
+        step = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")["facts"]["step"]
+        if newer := [saved for saved in checkpoint.steps_saved(run_dir) if saved > step]:
+            what = f"is at step {step}, but {run_dir} goes to step {newer[0]}. Choose another output_dir for the branch."
+            raise UserError(config.problem("resume", what))
         return path
     found = checkpoint.newest_whole(run_dir, on_rejected)
     if found is None and checkpoint.steps_saved(run_dir):
@@ -190,6 +208,14 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | No
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
+def _threads(facts: dict[str, Any]) -> str:
+    """How many threads a CPU process computes with, and what set it, because launchers set it to one."""
+    if facts["device"].partition(":")[0] != "cpu":
+        return ""
+    set_by = f" (OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})" if "OMP_NUM_THREADS" in os.environ else ""
+    return f", {torch.get_num_threads()} threads each{set_by}"
+
+
 def print_start(
     config: TrainConfig, facts: dict[str, Any], state: checkpoint.TrainerState, chosen: Path | None
 ) -> None:
@@ -202,7 +228,7 @@ def print_start(
         f"run     {facts['max_steps']:,} steps of {tokens:,} tokens ({facts['max_steps'] / facts['steps_per_epoch']:.2f} "
         f"epochs), accumulation {facts['accumulation_steps']}\n"
         f"engine  {facts['num_processes']} x {facts['device']}, {facts['engine']}, mixed precision "
-        f"{facts['mixed_precision']}"
+        f"{facts['mixed_precision']}{_threads(facts)}"
     )
     print(f"resume  {chosen} (step {state.step})" if chosen else "start   from step 0", flush=True)
 

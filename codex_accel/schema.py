@@ -317,6 +317,12 @@ class EvaluateConfig(StageConfig):
     compression: bool = Field(False, description="Report zlib -9 and lzma bits per byte of the same documents too")
     device: Literal["auto", "cpu", "cuda"] = _DEVICE
 
+    @model_validator(mode="after")
+    def _compression_needs_all(self) -> "EvaluateConfig":
+        if self.compression and self.max_windows is not None:
+            raise ValueError("compression compares whole documents, so it needs max_windows = null.")
+        return self
+
 
 class GenerateConfig(StageConfig):
     """Keys of scripts/generate.py."""

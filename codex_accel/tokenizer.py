@@ -54,7 +54,7 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer
     result.add_special_tokens(names)  # their ids, 0, 1, 2, ..., are given already; this marks them as special
     result.encode_special_tokens = True
     for name in names:
-        if result.token_to_id(name) in result.encode(name, add_special_tokens=False).ids:
+        if result.encode(name, add_special_tokens=False).tokens == [name]:
             what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data, such as [NAME]."
             raise UserError(config.problem("special_tokens", what))
     return result
@@ -85,6 +85,9 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], special: list[str]
 def _train_char(config: TokenizerConfig, texts: Iterable[str], special: list[str]) -> tokenizers.Tokenizer:
     """One id a character, in order of code points; the rarest ones beyond `vocab_size` become the unknown token."""
     normalizer = None if config.normalizer == "none" else NORMALIZERS[config.normalizer]()
+    if config.vocab_size <= len(special):
+        needed = len(special) + 1
+        raise UserError(config.problem("vocab_size", f"{config.vocab_size} is too small: {needed} or more are needed."))
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text if normalizer is None else normalizer.normalize_str(text))

@@ -61,11 +61,11 @@ class Reader:
         """Where `node` was written, as `<file>:<line>` or the name of the source."""
         return f"{self.source}:{node.start_mark.line + 1}" if self.with_lines else self.source
 
-    def read(self, text: str) -> Any:
-        """The plain value of a whole text; None if it is empty. Raises: UserError if it is not YAML."""
+    def read(self, text: str, at: KeyPath = ()) -> Any:
+        """The plain value of a whole text that stands at `at`; None if it is empty. Raises: UserError if not YAML."""
         try:
             node = yaml.compose(text, Loader=_Loader)
-            return self.value(node, ()) if node else None
+            return self.value(node, at) if node else None
         except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
             mark = getattr(error, "problem_mark", None)
             where = f"{self.source}:{mark.line + 1}" if mark and self.with_lines else self.source

@@ -3,7 +3,7 @@
 examples:
   python scripts/evaluate.py --checkpoint runs/quickstart/train/final --output-dir runs/quickstart/test
   python scripts/evaluate.py --checkpoint DIR file.path=book.txt file.unit=file --output-dir runs/book
-  accelerate launch --num_processes 2 scripts/evaluate.py --checkpoint DIR --output-dir runs/test
+  accelerate launch scripts/evaluate.py --checkpoint DIR --output-dir runs/test
 
 The checkpoint may be any local `from_pretrained` folder. One without a manifest is hashed and named as unverified.
 """
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if dataset_dir is not None:
         manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="dataset")
 
+    import torch
     from accelerate import Accelerator
 
     from codex_accel import evaluation, metrics, report, run
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from codex_accel.tokens import TokenStore
 
     # --- documents and model ---------------------------------------------------------------------------------------
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+    use_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=use_cpu, mixed_precision="no")
+    run.require_engine(accelerator)
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     tokenizer = tokenizers.load(folder, key="checkpoint")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.require_free(final, overwrite=config.overwrite)
     raw_files = records.resolve(config.sources, config_problem=config.problem)
     parents = manifest.parents_of_sources(raw.path for raw in raw_files)
-    dataset.require_splits(config)
+    dataset.require_splits(config, raw_files)
     tokenizer_folder = Path(config.tokenizer)
     if (tokenizer_folder / manifest.MANIFEST).exists():
         kinds = ("tokenizer", "model", "checkpoint")

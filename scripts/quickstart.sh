@@ -7,7 +7,7 @@ run python scripts/quickstart_corpus.py --config configs/quickstart/quickstart_c
 run python scripts/train_tokenizer.py --config configs/quickstart/train_tokenizer.yaml
 run python scripts/prepare_data.py --config configs/quickstart/prepare_data.yaml
 run python scripts/prepare_data.py --config configs/quickstart/prepare_functions.yaml
-run accelerate launch scripts/train.py --config configs/quickstart/train.yaml
+run accelerate launch --config_file accelerate_configs/cpu.yaml scripts/train.py --config configs/quickstart/train.yaml
 run python scripts/evaluate.py --config configs/quickstart/evaluate.yaml
 run python scripts/evaluate.py --config configs/quickstart/evaluate.yaml dataset=runs/quickstart/functions compression=false output_dir=runs/quickstart/test_functions
 run python scripts/generate.py --config configs/quickstart/generate.yaml

@@ -2,7 +2,7 @@
 
 examples:
   python scripts/train.py --config configs/quickstart/train.yaml
-  accelerate launch --num_processes 2 scripts/train.py --config configs/quickstart/train.yaml
+  accelerate launch scripts/train.py --config configs/quickstart/train.yaml
   python scripts/train.py --config configs/quickstart/train.yaml optimizer.learning_rate=1e-3 --resume never
 
 Run it again after a crash, a kill or Ctrl-C: it goes on from the newest whole checkpoint and ends in the same weights.
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     accumulation_steps = run.accumulation_steps(config)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else two processes without a GPU would not find each other
         mixed_precision=training.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
         models.require_isolation(model, config)
     parents = run.parents(config, dataset_dir, tokenizer_dir)
-    identity = run.identity(config, dataset_manifest, parents, model)
+    identity = run.identity(
+        config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision
+    )
     optimizer = optim.build(config.optimizer, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
         document = {**facts, "provenance": provenance.collect()}
         files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
-        event(events, "resume" if chosen else "start", f"step {state.step} of {max_steps}", checkpoint=str(chosen))
+        event(events, "resume" if chosen else "start", f"step {state.step} of {max_steps}", checkpoint=chosen and str(chosen))
         run.print_start(config, facts, state, chosen)
 
     # === loop: every step is a function of its number =================================================================
@@ -149,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             identity=identity,
             keep_last=config.checkpoint.keep_last,
         )
-        event(events, "save", f"step {state.step}", pruned=pruned)
+        event(events, "save", f"step {state.step}")
+        if pruned:
+            event(events, "prune", ", ".join(pruned))
 
     def listen(done: int, total: int) -> None:
         show(state.step, f"evaluation {done}/{total}")
@@ -178,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started, elapsed_before_s = time.monotonic(), state.elapsed_s
     every, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
-    out_of_time, saved_step, logged_step, logged_s = False, state.step if chosen else -1, state.step, started
+    saved_step, logged_step, logged_s = state.step if chosen else -1, state.step, started
+    out_of_time = training.max_time_s is not None and elapsed_before_s >= training.max_time_s
     try:
         with progress.bar("train", total=max_steps, done=state.step, unit="steps") as show:
             while True:
@@ -228,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             optimizer.zero_grad()
                 if not finite:
                     run.on_nonfinite(config, events, step=state.step, grad_norm=grad_norm, saved_step=saved_step)
-                state.num_skipped += not finite
+                state.num_skipped += not finite or optimizer.step_was_skipped
                 state.num_target_tokens += num_targets
                 state.step += 1
 

@@ -106,7 +106,7 @@ def test_a_bad_record_stops_the_evaluation(fork_server, chain, tmp_path):
     argv = [f"checkpoint={chain}/run", f"file.path={tmp_path}/bad.jsonl", f"output_dir={tmp_path}/r"]
     job = fork_server.run("evaluate", argv)
     assert job.codes == [2]
-    assert "bad.jsonl:2: field 'text' is a int, not text" in job.output
+    assert "bad.jsonl:2: field 'text' is of type int, not text" in job.output
     assert not (tmp_path / "r").exists()
 
 

@@ -49,7 +49,7 @@ def test_one_flipped_bit_in_any_file_of_any_ancestor_is_found_and_named(copied, 
             assert code == 1, f"{artefact}/{name}"
             assert f"✗ {copied / artefact}" in out or f"  {copied / artefact}" in out.split("✗", 1)[1].splitlines()[0]
             tried += 1
-    assert tried > 30
+    assert tried >= 30
     assert verify(copied, capsys)[0] == 0
 
 
@@ -61,7 +61,7 @@ def test_an_edited_manifest_with_its_sums_rewritten_is_found(copied, capsys, art
     before = {name: (folder / name).read_bytes() for name in (manifest.MANIFEST, manifest.SUMS)}
     document = json.loads(before[manifest.MANIFEST])
     if edited == "parents":
-        document["parents"] = [*document["parents"], {"kind": "corpus", "path": "x", "content_digest": ""}][1:]
+        document["parents"] = [*document["parents"], {"kind": "corpus", "path": "x", "content_digest": ""}]
     else:
         document[edited] = {**document[edited], "num_records": 1}
     (folder / manifest.MANIFEST).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
@@ -89,7 +89,7 @@ def test_an_edit_that_hides_every_trace_in_its_own_folder_is_found_by_the_child(
     for name, data in before.items():
         (folder / name).write_bytes(data)
     assert code == 1
-    assert f"{folder}/manifest.json: SHA-256 {new} is not the one its child recorded" in out
+    assert f"{folder}/manifest.json: SHA-256 {new} is not what its child recorded" in out
 
 
 def test_a_digest_kept_elsewhere_vouches_for_the_report_itself(copied, capsys):
