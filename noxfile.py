@@ -1,4 +1,4 @@
-"""Sessions: `nox -s tests lint types coverage`. Each uses an environment of its own, made from the pinned requirements."""
+"""Sessions: `nox -s tests lint types coverage`, each in an environment made from the pinned requirements."""
 
 import nox
 

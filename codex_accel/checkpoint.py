@@ -108,9 +108,18 @@ def save(
             files.remove_folder(final)
         os.rename(temporary, final)
         files.fsync_path(final.parent)
+        point_latest(final)
         pruned = prune(run_dir, keep_last=keep_last)
     accelerator.wait_for_everyone()
     return pruned
+
+
+def point_latest(final: Path) -> None:
+    """Let the link `latest` lead to `final`: for people; the toolkit itself goes by the folders' names."""
+    link = final.with_name(f"{files.TEMPORARY_PREFIX}latest-{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(final.name)
+    os.replace(link, final.with_name("latest"))
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

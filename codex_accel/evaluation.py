@@ -1,7 +1,7 @@
 """Losses of a model on documents, the same during training and in `evaluate.py`.
 
-Rule: every target token is scored once; sums are taken over tokens, documents and processes, and divided once at the end,
-so the numbers do not depend on batch size, order or the number of processes beyond rounding.
+Rule: every target token is scored once; sums are taken over tokens, documents and processes, and divided once at the
+end, so the numbers do not depend on batch size, order or the number of processes beyond rounding.
 
 Shapes: B windows, T tokens in the longest of them, V vocabulary.
 """
@@ -34,8 +34,8 @@ class Window:
 def plan_windows(lengths: Sequence[int], *, context_length: int, stride: int | None) -> list[Window]:
     """Windows that score every token but the first of each document once.
 
-    The first window feeds up to `context_length` tokens; each later one scores `stride` new targets (default: all that it
-    can) with as much context before them as fits.
+    The first window feeds up to `context_length` tokens; each later one scores `stride` new targets (default: all that
+    it can) with as much context before them as fits.
 
     >>> plan_windows([5], context_length=3, stride=1)[1]
     Window(document=0, start=1, stop=4, first_target=4)

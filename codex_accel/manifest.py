@@ -8,7 +8,7 @@ shows. `manifest.json` names every file with its SHA-256 and every parent by the
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -200,7 +200,7 @@ def _is_harmless(name: str) -> bool:
     return PurePosixPath(name).name.startswith(".") or name.endswith(HARMLESS_SUFFIXES)
 
 
-def require(folder: Path, *, kinds: Iterable[str], verify: bool, key: str = "") -> dict[str, Any]:
+def require(folder: Path, *, kinds: Collection[str], verify: bool, key: str = "") -> dict[str, Any]:
     """The manifest of a folder that is about to be used, checked if `verify`.
 
     Raises: UserError naming `key`, the folder and the first damaged file, or a kind that does not fit.

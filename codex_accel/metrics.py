@@ -16,9 +16,9 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def compressed_bits_per_byte(texts: Iterable[str]) -> dict[str, dict[str, float]]:
     """Bits per UTF-8 byte that general compressors need for `texts`, by compressor.
 
-    `each_alone` compresses every text by itself and divides the summed sizes; `together` compresses them in order as one
-    stream, so that a later text can refer to an earlier one. Headers count. zlib at level 9 (RFC 1950), lzma as an .xz
-    file with Python's default preset. Neither has seen any training text.
+    `each_alone` compresses every text by itself and divides the summed sizes; `together` compresses them in order as
+    one stream, so that a later text can refer to an earlier one. Headers count. zlib at level 9 (RFC 1950), lzma as an
+    .xz file with Python's default preset. Neither has seen any training text.
 
     Raises: ValueError if there is no byte.
     """

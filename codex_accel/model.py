@@ -100,7 +100,7 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
             f"{key} = '{folder}': has no *.safetensors weights. Pickled weights are not loaded; convert them."
         )
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -111,6 +111,7 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{key} = '{folder}': cannot be loaded ({' '.join(str(error).split())[:300]}).") from error
+    model, loading = loaded
     bad = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(bad.values()):
         told = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in bad.items() if names)
@@ -136,7 +137,7 @@ def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
     input_ids = torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
     position_ids = torch.cat([torch.arange(size // 2), torch.arange(size - size // 2)])[None].to(model.device)
     changed = input_ids.clone()
-    changed[0, : size // 2] = (changed[0, : size // 2] + 1) % model.config.vocab_size  # all: a convolution sees the last
+    changed[0, : size // 2] = (changed[0, : size // 2] + 1) % model.config.vocab_size  # a convolution sees the last
     was_training = model.training
     model.eval()
     try:

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from codex_accel import cli
 
 
+def _nothing(done: int, note: str = "") -> None:
+    """Stands in where no bar is drawn."""
+
+
 @contextlib.contextmanager
 def bar(title: str, *, total: int, done: int = 0, unit: str = "") -> Iterator[Callable[[int, str], None]]:
     """Yield `show(done, note)`; draws title, bar, share, rate, time left and the note."""
     if not (cli.is_main_process() and sys.stderr.isatty()):
-        yield lambda done, note="": None
+        yield _nothing
         return
     from rich.console import Console
     from rich.progress import (
@@ -38,4 +42,8 @@ def bar(title: str, *, total: int, done: int = 0, unit: str = "") -> Iterator[Ca
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+        def show(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
+
+        yield show

@@ -1,4 +1,4 @@
-"""The files of an evaluation: `report.json` for programs, `report.csv` for tables, `samples.ndjson` one line a document.
+"""The files of an evaluation: `report.json` for programs, `report.csv` for tables, `samples.ndjson` by document.
 
 Rule: every number stands in `report.json`; the other files repeat or detail it. Nothing in them depends on the time, so
 an equal evaluation has an equal content digest.

@@ -41,6 +41,18 @@ def accumulation_steps(config: TrainConfig) -> int:
     return total // (micro * num_processes)
 
 
+def make_folder(run_dir: Path) -> None:
+    """Make the run folder, or raise UserError before anything expensive if it cannot be written to."""
+    try:
+        (run_dir / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+        files.write_durable(run_dir / checkpoint.FOLDER / ".tmp-probe", b"")
+        (run_dir / checkpoint.FOLDER / ".tmp-probe").unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_dir = '{run_dir}': cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+
+
 def require_engine(accelerator: Accelerator) -> None:
     """Raise UserError if Accelerate has not taken the processes or the engine that the environment asks for.
 
@@ -58,8 +70,8 @@ def require_engine(accelerator: Accelerator) -> None:
     ):
         if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
             raise UserError(
-                f"environment: {variable} = true: asks for {engine.value}, but {accelerator.distributed_type.value} is in "
-                "use. It needs a GPU; choose another launch config."
+                f"environment: {variable} = true: asks for {engine.value}, but {accelerator.distributed_type.value} is "
+                "in use. It needs a GPU; choose another launch config."
             )
 
 
@@ -87,8 +99,8 @@ def require_same_tokenizer(model: Path, dataset: Path) -> None:
     folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
     if files.sha256_file(folder / "tokenizer.json") != files.sha256_file(model / "tokenizer.json"):
         raise UserError(
-            f"dataset = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so its "
-            "ids mean other text to the model. Score the raw text with file.path, or prepare the data again."
+            f"dataset = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so "
+            "its ids mean other text to the model. Score the raw text with file.path, or prepare the data again."
         )
 
 
@@ -126,7 +138,7 @@ def identity(
 
 
 def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
-    """(steps of the whole run, steps in an epoch): the first of max_steps, max_epochs and max_tokens that is reached."""
+    """(steps of the run, steps in an epoch); the run ends at the first of max_steps, max_epochs and max_tokens."""
     training = config.training
     steps_per_epoch = num_blocks / training.global_batch_size
     limits = [training.max_steps] if training.max_steps is not None else []
@@ -150,7 +162,9 @@ def choose_checkpoint(
         path = Path(config.resume)
         step = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")["facts"]["step"]
         if newer := [saved for saved in checkpoint.steps_saved(run_dir) if saved > step]:
-            what = f"is at step {step}, but {run_dir} goes to step {newer[0]}. Choose another output_dir for the branch."
+            what = (
+                f"is at step {step}, but {run_dir} goes to step {newer[0]}. Choose another output_dir for the branch."
+            )
             raise UserError(config.problem("resume", what))
         return path
     found = checkpoint.newest_whole(run_dir, on_rejected)
@@ -216,21 +230,18 @@ def _threads(facts: dict[str, Any]) -> str:
     return f", {torch.get_num_threads()} threads each{set_by}"
 
 
-def print_start(
-    config: TrainConfig, facts: dict[str, Any], state: checkpoint.TrainerState, chosen: Path | None
-) -> None:
+def print_start(config: TrainConfig, facts: dict[str, Any]) -> None:
     """What is about to run, on a few lines."""
     tokens = config.training.global_batch_size * config.data.block_size
     print(
         f"model   {facts['num_parameters']:,} parameters, {facts['num_trainable_parameters']:,} train\n"
         f"data    {facts['blocks']['num_tokens']:,} tokens in {facts['blocks']['num_blocks']:,} blocks of "
         f"{config.data.block_size}\n"
-        f"run     {facts['max_steps']:,} steps of {tokens:,} tokens ({facts['max_steps'] / facts['steps_per_epoch']:.2f} "
-        f"epochs), accumulation {facts['accumulation_steps']}\n"
+        f"run     {facts['max_steps']:,} steps of {tokens:,} tokens, "
+        f"{facts['max_steps'] / facts['steps_per_epoch']:.2f} epochs, accumulation {facts['accumulation_steps']}\n"
         f"engine  {facts['num_processes']} x {facts['device']}, {facts['engine']}, mixed precision "
         f"{facts['mixed_precision']}{_threads(facts)}"
     )
-    print(f"resume  {chosen} (step {state.step})" if chosen else "start   from step 0", flush=True)
 
 
 def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> None:

@@ -65,7 +65,7 @@ def _output(what: str) -> Any:
 
 
 _OVERWRITE = Field(False, description="Replace output_dir if it exists")
-_DEVICE = Field("auto", description="auto: a GPU if there is one, else the CPU")
+_DEVICE: Any = Field("auto", description="auto: a GPU if there is one, else the CPU")
 
 
 class CorpusConfig(StageConfig):
@@ -147,6 +147,7 @@ class PrepareConfig(StageConfig):
 
     output_dir: NonEmpty = _output("the dataset")
     overwrite: bool = _OVERWRITE
+    dry_run: bool = Field(False, description="Print what would be read and stop; nothing is written")
     tokenizer: NonEmpty = Field(description="Tokenizer folder")
     sources: list[Source] = Field(description="What to prepare", min_length=1)
     split: Split = Split()
@@ -271,6 +272,7 @@ class TrainConfig(StageConfig):
 
     output_dir: NonEmpty = Field(description="Run folder; a run that stands there goes on (see resume)")
     seed: int = Field(0, description="Seed of weights, order and dropout")
+    dry_run: bool = Field(False, description="Print what would run and stop; nothing is written")
     resume: NonEmpty = Field(
         "auto", description="auto: go on if there is a checkpoint; never: refuse if so; or a checkpoint's path"
     )

@@ -34,10 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest.require(tokenizer_folder, kinds=kinds, verify=config.verify, key="tokenizer")
     loaded = tokenizer.load(tokenizer_folder)
 
+    if config.dry_run:
+        for raw in raw_files:
+            print(f"{raw.path.stat().st_size:>15,} bytes  {raw.format:<6} {raw.path}")
+        print(f"{len(raw_files)} files, {loaded.vocab_size} ids, split by {config.split.method}; nothing was written")
+        return 0
+
     # --- splits: exact and position need to see every record first ---------------------------------------------------
     assign = dataset.plan_splits(config, raw_files)
 
-    # --- read, check, tokenize, write ----------------------------------------------------------------------------------
+    # --- read, check, tokenize, write --------------------------------------------------------------------------------
     with files.staged_folder(final, overwrite=config.overwrite) as folder:
         result = dataset.write(config, raw_files, loaded, assign, folder)
 

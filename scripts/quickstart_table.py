@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     train_lines = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "validation"][-1]
-    table = Table("", "loss (nats/token)", "perplexity", "bits per byte", title=f"after {train_lines[-1]['step']} steps")
+    title = f"after {train_lines[-1]['step']} steps"
+    table = Table("", "loss (nats/token)", "perplexity", "bits per byte", title=title)
     table.add_row("validation modules", *_cells(validation))
     table.add_row("test modules", *_cells(test), style="bold")
     table.add_row("test functions, bodies given signatures", *_cells(functions))

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     training, run_dir, dataset_dir = config.training, Path(config.output_dir), Path(config.data.dataset)
     dataset_manifest = manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="data.dataset")
-    if (run_dir / "final").exists() and config.resume == "auto":
-        print(f"{run_dir} is complete: {run_dir / 'final'}. Choose another output_dir for a new run.")
+    if (run_dir / "final").exists() and config.resume == "auto" and not config.allow_drift:
+        if cli.is_main_process():
+            print(f"{run_dir} is complete. Choose another output_dir, or name what is to change in allow_drift.")
         return 0
 
     # === run: processes, precision, the run folder and its logs ======================================================
@@ -60,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.set_deterministic()
     listener = preemption.Listener()
     main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
-    if main_process:
-        (run_dir / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+    writes = main_process and not config.dry_run
+    if writes:
+        run.make_folder(run_dir)
     accelerator.wait_for_everyone()
-    metrics = LineLog(run_dir / "metrics.ndjson", enabled=main_process)
-    events = LineLog(run_dir / "events.ndjson", enabled=main_process)
+    metrics = LineLog(run_dir / "metrics.ndjson", enabled=writes)
+    events = LineLog(run_dir / "events.ndjson", enabled=writes)
 
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
@@ -88,13 +90,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
         models.require_isolation(model, config)
     parents = run.parents(config, dataset_dir, tokenizer_dir)
-    identity = run.identity(
-        config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision
-    )
+    identity = run.identity(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
     optimizer = optim.build(config.optimizer, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     checkpoint.register_hooks(accelerator)
+    facts = {
+        **models.count_parameters(bare_model),
+        "max_steps": max_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "accumulation_steps": accumulation_steps,
+        "num_processes": num_processes,
+        "engine": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+        "device": str(device),
+        "schedule": dataclasses.asdict(lr_schedule),
+        "blocks": blocks.facts(),
+        "parents": parents,
+    }
+    if main_process:
+        run.print_start(config, facts)
+    if config.dry_run:
+        listener.close()
+        return 0
 
     # === resume: from the newest whole checkpoint, decided by the main process =======================================
     def reject(path: Path, problems: list[str]) -> None:
@@ -116,26 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "Put them back, name each in allow_drift, or choose another output_dir.",
             )
     metrics.cut_back(state.metrics_bytes)
-    facts = {
-        **models.count_parameters(bare_model),
-        "max_steps": max_steps,
-        "steps_per_epoch": steps_per_epoch,
-        "accumulation_steps": accumulation_steps,
-        "num_processes": num_processes,
-        "engine": accelerator.distributed_type.value,
-        "mixed_precision": accelerator.mixed_precision,
-        "device": str(device),
-        "schedule": dataclasses.asdict(lr_schedule),
-        "blocks": blocks.facts(),
-        "parents": parents,
-    }
     if main_process:
         (run_dir / preemption.MARKER).unlink(missing_ok=True)
         files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
         document = {**facts, "provenance": provenance.collect()}
         files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
-        event(events, "resume" if chosen else "start", f"step {state.step} of {max_steps}", checkpoint=chosen and str(chosen))
-        run.print_start(config, facts, state, chosen)
+        kind, place = ("resume", str(chosen)) if chosen else ("start", None)
+        event(events, kind, f"step {state.step} of {max_steps}", checkpoint=place)
+        print(f"{kind:<7} {f'{place}, ' if place else ''}step {state.step}", flush=True)
 
     # === loop: every step is a function of its number =================================================================
     def save() -> None:

@@ -33,7 +33,8 @@ def run_script(name: str, *argv: object) -> int:
 @pytest.fixture(scope="session")
 def chain(tiny, fork_server) -> Path:
     """`tiny` with a run trained on it and an evaluation of that: every kind of artefact in one folder."""
-    job = fork_server.run("train", train_argv(tiny, tiny / "run", "training.max_steps=4", "evaluation.every_steps=null"))
+    argv = train_argv(tiny, tiny / "run", "training.max_steps=4", "evaluation.every_steps=null")
+    job = fork_server.run("train", argv)
     assert job.codes == [0], job.output
     job = fork_server.run("evaluate", [f"checkpoint={tiny}/run", f"output_dir={tiny}/report", "batch_size=64"])
     assert job.codes == [0], job.output

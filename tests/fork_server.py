@@ -1,8 +1,9 @@
 """A warm process that has imported everything and forks a child for each run of a script: 0.1 s instead of 8 s a start.
 
-Reads one JSON object a line from standard input: {"script", "argv", "env", "log", "phase", "cwd"} forks a child that runs
-the script's main and answers {"pid"}; {"wait": pid} reaps it and answers {"status"} (a negative number is a signal). The
-child notes in the file `phase` what it is doing (step, save, prune, evaluate, start), for trials that ask where they hit.
+Reads one JSON object a line from standard input: {"script", "argv", "env", "log", "phase", "cwd"} forks a child that
+runs the script's main and answers {"pid"}; {"wait": pid} reaps it and answers {"status"} (a negative number is a
+signal). The child notes in the file `phase` what it is doing (step, save, prune, evaluate, start), for trials that ask
+where they hit.
 """
 
 import functools

@@ -124,6 +124,12 @@ def test_split_name_that_is_no_file_name_is_refused(tiny, tmp_path, name):
     assert not (tmp_path / "d").exists()
 
 
+def test_key_needs_records_with_fields(tiny, tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"split\.key: 'path' is a field, and the text file"):
+        prepare(tiny, tmp_path / "d", tmp_path / "a.txt", "split.key=path")
+
+
 def test_empty_split_is_an_error(tiny, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
     with pytest.raises(UserError, match=r"split\.ratios: b came out empty from 2 records"):
@@ -205,7 +211,7 @@ def test_small_units_give_several_shards_and_the_same_documents(tiny, tmp_path):
     source = tiny / "corpus" / "modules.jsonl"
     split = f"split={{ratios: {HALVES}}}"
     prepare(tiny, tmp_path / "one", source, split)
-    prepare(tiny, tmp_path / "many", source, split, "unit_bytes=100_000".replace("_", ""))
+    prepare(tiny, tmp_path / "many", source, split, "unit_bytes=100000")
     size = source.stat().st_size
     units = {int(path.stem.split("-")[1]) for path in (tmp_path / "many").glob("*.arrow")}
     assert len(units) > 2

@@ -43,7 +43,7 @@ def hits_of(fork_server, tiny, root: Path, *, num_processes: int, num_kills: int
             phase = root / "phase"
             job = fork_server.start("train", train_argv(tiny, run_dir), num_processes=num_processes, phase=phase)
             before = last_step(run_dir)
-            while job.alive() and last_step(run_dir) <= before and not (phase.exists() and b"step" in phase.read_bytes()):
+            while job.alive() and last_step(run_dir) <= before and not (phase.exists() and "step" in phase.read_text()):
                 time.sleep(0.002)
             if len(hits) < num_kills:
                 time.sleep(draws.uniform(0.0, 0.35))
@@ -69,7 +69,7 @@ def test_ten_kills_end_in_the_same_weights_and_metrics(fork_server, tiny, tmp_pa
 
 @pytest.mark.distributed
 def test_two_processes_see_the_same_samples_and_losses_as_one(fork_server, tiny, tmp_path):
-    """1 process x accumulation 4 against 2 x 2: same samples a step by construction, losses equal to 1e-5 over 50 steps."""
+    """1 process x accumulation 4 against 2 x 2: as many targets at each step, and losses equal to 1e-5."""
     overrides = ["training.max_steps=50", "checkpoint={every_steps: null}"]
     for num_processes in (1, 2):
         argv = train_argv(tiny, tmp_path / str(num_processes), *overrides)
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_taken(fork_server, tiny
     assert job.codes == [0], job.output
     assert "checkpoint rejected" in job.output
     assert "step-000000009/model.safetensors" in job.output
-    assert "step-000000006 (step 6)" in job.output
+    assert "step-000000006, step 6" in job.output
     assert outcome(run_dir) == expected
 
 

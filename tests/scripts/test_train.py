@@ -159,3 +159,23 @@ def test_accelerate_launch_runs_it(chain, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(fork_server, chain, tmp_path):
+    job = fork_server.run("train", [*train_argv(chain, tmp_path / "run"), "--dry-run"])
+    assert job.codes == [0], job.output
+    assert "30 steps of 256 tokens" in job.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_latest_leads_to_the_newest_checkpoint(chain):
+    link = chain / "run" / "checkpoints" / "latest"
+    assert link.is_symlink()
+    assert link.resolve().name == "step-000000004"
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(fork_server, chain, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    job = fork_server.run("train", train_argv(chain, tmp_path / "file" / "run"))
+    assert job.codes == [2], job.output
+    assert "cannot be written" in job.output
