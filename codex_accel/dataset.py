@@ -1,7 +1,7 @@
 """Preparation of a dataset: from raw files to the token store with its splits, quarantine and statistics.
 
-Rule: every record that is read is counted once, in a split or in the quarantine; the bytes written depend on the input and
-the settings alone.
+Rule: every record that is read is counted once, in a split or in the quarantine; the bytes written depend on the input
+and the settings alone.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Prepared:
 
 
 def require_splits(config: PrepareConfig, raw_files: list[RawFile]) -> None:
-    """Raise UserError unless the `given` method and the sources' `split` keys go together and the names fit in files."""
+    """Raise UserError unless split.method, split.key and the sources go together and names of splits fit in files."""
     given = config.split.method == "given"
     problems = []
     for name in _split_names(config):
@@ -194,7 +194,8 @@ def check(config: PrepareConfig, result: Prepared) -> None:
             config.problem("sources", f"no usable record in {seen}. {reasons or 'The files hold blank lines.'}")
         )
     if facts["num_bad"] > config.max_bad_fraction * seen:
-        what = f"{facts['num_bad']} of {seen} records are bad, more than max_bad_fraction = {config.max_bad_fraction}: {reasons}."
+        limit = f"more than max_bad_fraction = {config.max_bad_fraction}"
+        what = f"{facts['num_bad']} of {seen} records are bad, {limit}: {reasons}."
         raise UserError(config.problem("max_bad_fraction", what))
     empty = [name for name, split in facts["splits"].items() if not split["num_records"]]
     if empty:

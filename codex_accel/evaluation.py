@@ -137,7 +137,7 @@ def summarize(scores: Scores, *, num_bytes: int | None) -> dict[str, Any]:
     loss = total / num_targets if num_targets else math.nan
     return {
         "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "perplexity": math.inf if loss >= 700 else math.exp(loss),
         "bits_per_byte": total / math.log(2) / num_bytes if num_bytes else None,
         "token_accuracy": float(scores.num_correct.sum() / num_targets) if num_targets else math.nan,
         "num_target_tokens": num_targets,

@@ -26,8 +26,8 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: GenerateConfi
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and len(prompt_ids) + config.max_new_tokens > longest:
         what = (
-            f"{config.max_new_tokens} after {len(prompt_ids)} prompt tokens goes beyond the model's {longest} positions. "
-            f"Take {max(0, longest - len(prompt_ids))} at most."
+            f"{config.max_new_tokens} after {len(prompt_ids)} prompt tokens goes beyond the model's {longest} "
+            f"positions. Take {max(0, longest - len(prompt_ids))} at most."
         )
         raise UserError(config.problem("max_new_tokens", what))
     sampling: dict[str, Any] = {"do_sample": False}

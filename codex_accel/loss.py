@@ -18,6 +18,6 @@ def sum_of_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood in nats (B, T) float32, zero without a target, and whether the arg-max is right (B, T)."""
+    """Negative log-likelihoods in nats (B, T) float32, zero without a target; whether the arg-max is right (B, T)."""
     nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return nll.view(labels.shape), (logits.argmax(-1) == labels) & (labels != IGNORE)

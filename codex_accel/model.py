@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -41,7 +42,7 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 architecture, attn_implementation=config.model.attention, dtype=torch.float32
             )
-        except ValueError as error:  # some classes check their values only here
+        except (KeyError, ValueError) as error:  # some classes check their values only here
             raise UserError(config.problem("model.config", _refused(error))) from error
     model.config.use_cache = False  # with a cache object, packed documents would see each other
     model.generation_config = GenerationConfig(
@@ -109,7 +110,7 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{key} = '{folder}': cannot be loaded ({' '.join(str(error).split())[:300]}).") from error
     model, loading = loaded
     bad = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}

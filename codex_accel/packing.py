@@ -1,8 +1,8 @@
 """Documents into training blocks.
 
-Rule: `concat` lays the documents of a split in one row and cuts it every `block_size` tokens, so that every token is the
-target of exactly one block; nothing is dropped, the last block is padded. With isolation, documents in one block do not
-see each other: positions restart at each document, and no document's end predicts the next one's start.
+Rule: `concat` lays the documents of a split in one row and cuts it every `block_size` tokens, so that every token is
+the target of exactly one block; nothing is dropped, the last block is padded. With isolation, documents in one block do
+not see each other: positions restart at each document, and no document's end predicts the next one's start.
 
 Shapes: B blocks, T = block_size.
 """

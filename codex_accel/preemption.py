@@ -1,6 +1,7 @@
 """Being told to stop: by a signal, or by the death of the launcher.
 
-Rule: a signal to any one process stops them all at the same step boundary. The first one asks; a second one stops at once.
+Rule: a signal to any one process stops them all at the same step boundary. The first one asks; a second one stops at
+once.
 """
 
 import json

@@ -57,11 +57,12 @@ class RawFile:
     source: Source
 
 
-def resolve(sources: list[Source], *, config_problem: Any) -> list[RawFile]:
+def resolve(sources: list[Source], *, config_problem: Any, key: str = "sources.{}") -> list[RawFile]:
     """Every file that `sources` name, in order of the sources and sorted by path within each.
 
-    `config_problem(key, what)` makes the problem line. Raises: UserError listing each path without a match, empty file,
-    file whose format cannot be told, and unknown or unsuitable encoding.
+    `config_problem(key, what)` makes the problem line; `key` is where source number {} stands in the config. Raises:
+    UserError listing each path without a match, empty file, file whose format cannot be told, and unknown or unsuitable
+    encoding.
     """
     found: list[RawFile] = []
     problems: list[str] = []
@@ -69,26 +70,26 @@ def resolve(sources: list[Source], *, config_problem: Any) -> list[RawFile]:
         paths = _expand(source.path)
         if not paths:
             problems.append(
-                config_problem(f"sources.{index}.path", f"no file matches {source.path!r}. Check the path.")
+                config_problem(f"{key.format(index)}.path", f"no file matches {source.path!r}. Check the path.")
             )
         for path in paths:
             format_ = SUFFIXES.get(path.suffix.lower()) if source.format == "auto" else source.format
             if format_ is None:
                 what = f"cannot tell the format of '{path}' by its suffix. Set format, or name only the files you want."
-                problems.append(config_problem(f"sources.{index}.path", what))
+                problems.append(config_problem(f"{key.format(index)}.path", what))
             elif path.stat().st_size == 0:
                 problems.append(
-                    config_problem(f"sources.{index}.path", f"'{path}' is empty. Remove it or name others.")
+                    config_problem(f"{key.format(index)}.path", f"'{path}' is empty. Remove it or name others.")
                 )
             else:
                 found.append(RawFile(path, format_, source))
         try:
             if "\n".encode(_codec(source.encoding)) != b"\n":
                 what = f"{source.encoding!r} does not write a line end as one byte. Convert the file to utf-8 first."
-                problems.append(config_problem(f"sources.{index}.encoding", what))
+                problems.append(config_problem(f"{key.format(index)}.encoding", what))
         except (LookupError, ValueError):
             what = f"unknown encoding {source.encoding!r}. Use a Python codec name such as utf-8 or latin-1."
-            problems.append(config_problem(f"sources.{index}.encoding", what))
+            problems.append(config_problem(f"{key.format(index)}.encoding", what))
     if problems:
         raise UserError(*problems)
     return found

@@ -1,7 +1,7 @@
 """Which split a record belongs to.
 
-Rule: `hash` looks at the content alone, so a record keeps its split when files are added, moved or read by more processes,
-and duplicates land together; `exact` and `position` keep sizes to the record.
+Rule: `hash` looks at the content alone, so a record keeps its split when files are added, moved or read by more
+processes, and duplicates land together; `exact` and `position` keep sizes to the record.
 """
 
 import hashlib

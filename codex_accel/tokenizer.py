@@ -1,7 +1,7 @@
 """Tokenizers: trained from text, kept as a folder that `AutoTokenizer` loads, applied to records.
 
-Rule: text never becomes a special token. A literal "[EOS]" in the data is encoded as the characters that it is; only the
-functions here, and templates, place special tokens.
+Rule: text never becomes a special token. A literal "[EOS]" in the data is encoded as the characters that it is; only
+the functions here, and templates, place special tokens.
 """
 
 import json
@@ -23,7 +23,10 @@ from codex_accel.tokens import Document
 PAYLOAD = ("tokenizer.json", "tokenizer_config.json")
 
 # The split pattern of OpenAI's cl100k_base, from tiktoken's tiktoken_ext/openai_public.py.
-GPT4_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 NORMALIZERS = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 
@@ -55,7 +58,7 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer
     result.encode_special_tokens = True
     for name in names:
         if result.encode(name, add_special_tokens=False).tokens == [name]:
-            what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data, such as [NAME]."
+            what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data."
             raise UserError(config.problem("special_tokens", what))
     return result
 

@@ -1,10 +1,11 @@
 """The token store: documents as ids on disk, read through a memory map.
 
-Rule: what is stored is the documents, not blocks; block size and packing are chosen when training starts. A split is a set
-of Arrow IPC streams `<split>-<unit>.arrow`, two bytes a token below 65,536 ids, which `datasets`, pyarrow and polars open.
+Rule: what is stored is the documents, not blocks; block size and packing are chosen when training starts. A split is a
+set of Arrow IPC streams `<split>-<unit>.arrow`, two bytes a token up to 65,536 ids, which `datasets`, pyarrow and
+polars open.
 
-Columns: `input_ids` list<uint16 or uint32>; `target_spans` list of [start, stop) pairs, empty if every token is a target;
-`num_bytes` UTF-8 bytes of the targets' text; `record_id` hexadecimal.
+Columns: `input_ids` list<uint16 or uint32>; `target_spans` list of [start, stop) pairs, empty if every token is a
+target; `num_bytes` UTF-8 bytes of the targets' text; `record_id` hexadecimal.
 """
 
 from collections.abc import Iterator

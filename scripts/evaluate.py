@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = manifest.find_model(Path(config.checkpoint), verify=config.verify, key="checkpoint")
     raw_files, dataset_dir = [], None
     if config.file is not None:
-        raw_files = records.resolve([config.file], config_problem=config.problem)
+        raw_files = records.resolve([config.file], config_problem=config.problem, key="file")
     elif config.dataset is not None:
         dataset_dir = Path(config.dataset)
     else:

@@ -177,7 +177,9 @@ def test_records_and_bad_records_add_up_to_the_lines(tiny, tmp_path, spoilt):
 
 
 def test_too_many_bad_records_are_an_error(tiny, tmp_path, spoilt):
-    with pytest.raises(UserError, match=r"max_bad_fraction: 3 of 7 records are bad, more than max_bad_fraction = 0\.42"):
+    with pytest.raises(
+        UserError, match=r"max_bad_fraction: 3 of 7 records are bad, more than max_bad_fraction = 0\.42"
+    ):
         prepare(tiny, tmp_path / "d", spoilt, "max_bad_fraction=0.42")
     prepare(tiny, tmp_path / "d", spoilt, "max_bad_fraction=0.43", "split.ratios={all: 1.0}")
 

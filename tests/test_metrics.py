@@ -18,7 +18,7 @@ def test_together_is_what_the_command_line_tools_need(shared, name, command):
 
 
 def test_each_alone_sums_the_sizes_and_together_joins_the_texts():
-    """"a" takes 9 bytes with zlib (RFC 1950: 2 header, 3 deflate, 4 Adler-32), "aa" 10 at level 9, twice "a" so 18."""
+    """ "a" takes 9 bytes with zlib (RFC 1950: 2 header, 3 deflate, 4 Adler-32), "aa" 10 at level 9, twice "a" so 18."""
     found = compressed_bits_per_byte(["a", "a"])
     assert found["zlib -9"] == {"each_alone": 8 * 18 / 2, "together": 8 * 10 / 2}
     assert found["lzma"]["each_alone"] == 8 * 2 * len(lzma.compress(b"a")) / 2

@@ -32,6 +32,15 @@ MAMBA = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "stat
 LFM2 = {**LLAMA, "model_type": "lfm2", "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors are faster so, and other tests may use the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def config(architecture=None, *, path=None, block_size=16, seed=0, attention="sdpa") -> TrainConfig:
     return TrainConfig(
         output_dir="out",
@@ -142,7 +151,7 @@ def test_block_beyond_the_positions_is_refused(loaded):
 
 
 def test_parameters_are_counted_once():
-    """By hand, tied: embedding 512 x 32; a layer: q, k, v, o 4 x 32 x 32, mlp 3 x 32 x 48, norms 2 x 32; last norm 32."""
+    """By hand, tied: embedding 512 x 32; a layer: attention 4 x 32 x 32, mlp 3 x 32 x 48, norms 2 x 32; one 32."""
     built = AutoModelForCausalLM.from_config(
         models.AutoConfig.for_model(**LLAMA, vocab_size=512, tie_word_embeddings=True)
     )
@@ -205,7 +214,7 @@ def test_weights_that_do_not_fit_are_refused(saved, change):
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     if change == "damaged":
         (saved / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(UserError, match="do not fit|cannot be loaded"):
+    with pytest.raises(UserError, match=r"do not fit|cannot be loaded"):
         models.load(saved)
 
 
@@ -234,7 +243,7 @@ def test_architecture_that_isolates_is_accepted(loaded, architecture):
 def test_architecture_that_cannot_isolate_is_refused(loaded, architecture):
     """OPT and Bloom pass no positions to the mask, Mamba has a state, and LFM2's convolutions reach two tokens back."""
     settings = config(architecture, attention="sdpa" if architecture in (OPT, LFM2) else "eager")
-    with pytest.raises(UserError, match="data.isolate_documents: this architecture cannot keep the documents"):
+    with pytest.raises(UserError, match=r"data.isolate_documents: this architecture cannot keep the documents"):
         models.require_isolation(models.build(settings, loaded), settings)
 
 

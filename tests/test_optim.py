@@ -74,7 +74,7 @@ def test_settings_reach_the_optimizer():
 
 
 def test_first_step_of_adamw_is_the_published_one():
-    """Loshchilov and Hutter 2019, algorithm 2: w - lr (wd w + m / (sqrt(v) + eps)), with m / sqrt(v) = sign(g) at first."""
+    """Loshchilov and Hutter 2019, algorithm 2: w - lr (wd w + m / (sqrt(v) + eps)); m / sqrt(v) is sign(g) at first."""
     model = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in (model.weight, model.bias)]
     optimizer = optim.build(Optimizer(learning_rate=0.1, weight_decay=0.5), model)

@@ -15,6 +15,15 @@ from codex_accel.tokens import TokenStore
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors are faster so, and other tests may use the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def blocks_of(folder, documents, *, block_size: int, isolate: bool = True) -> Blocks:
     store = TokenStore(written(folder, documents), "train")
     return Blocks(store, block_size=block_size, isolate_documents=isolate)
@@ -93,7 +102,7 @@ def test_positions_are_left_out_where_nothing_restarts(tmp_path):
     isolate=st.booleans(),
 )
 def test_prompts_are_never_targets(tmp_path_factory, shapes, block_size, isolate):
-    """Each document is (prompt tokens, completion tokens); the first token of an isolated document is no target either."""
+    """Each document is (prompt tokens, completion tokens); the first token of an isolated one is no target either."""
     documents, expected, token = [], [], 0
     for prompt, completion in shapes:
         ids = list(range(token + 1, token + prompt + completion + 1))
@@ -200,7 +209,5 @@ def test_without_isolation_documents_see_each_other(model, tmp_path):
     documents = [document(rng.integers(0, 97, 8).tolist()) for _ in range(2)]
     isolated = blocks_of(tmp_path / "a", documents, block_size=16).batch(np.array([0]))
     open_ = blocks_of(tmp_path / "b", documents, block_size=16, isolate=False).batch(np.array([0]))
-    losses = [
-        loss_and_gradient(model, [(b.input_ids, isolated.labels, b.position_ids)])[0] for b in (isolated, open_)
-    ]
+    losses = [loss_and_gradient(model, [(b.input_ids, isolated.labels, b.position_ids)])[0] for b in (isolated, open_)]
     assert abs(losses[0] - losses[1]) > 1e-2

@@ -92,7 +92,9 @@ def test_lines_of_real_text_are_those_of_the_file(shared, name):
     assert [(item.line, item.parts[0][0]) for item in reader(path)] == lines
 
 
-@pytest.mark.parametrize(("name", "field"), [("text/udhr_20lang.jsonl", "text"), ("instruct/gsm8k_train.jsonl", "answer")])
+@pytest.mark.parametrize(
+    ("name", "field"), [("text/udhr_20lang.jsonl", "text"), ("instruct/gsm8k_train.jsonl", "answer")]
+)
 def test_real_jsonl_gives_what_json_gives(shared, name, field):
     path = shared / name
     expected = [json.loads(line)[field] for line in path.read_bytes().splitlines()]

@@ -49,7 +49,7 @@ def test_sizes_add_up_and_are_within_one_of_the_shares(num, ratios):
     assert sum(sizes.values()) == num
     assert list(sizes) == list(ratios)
     for name, share in ratios.items():
-        assert 0 <= sizes[name]
+        assert sizes[name] >= 0
         assert abs(sizes[name] - share * num) <= 1 + 1e-6
 
 
@@ -69,6 +69,12 @@ def test_exact_split_of_a_content_does_not_depend_on_the_order():
     forward, backward = splits.exact(ids, RATIOS, seed=0), splits.exact(ids[::-1], RATIOS, seed=0)
     assert forward == backward[::-1]
     assert forward != splits.exact(ids, RATIOS, seed=1)
+
+
+def test_exact_split_spreads_duplicates():
+    """50 records of one content and 50 of another: each half gets some of both."""
+    names = splits.exact([id_of(n % 2) for n in range(100)], {"a": 0.5, "b": 0.5}, seed=0)
+    assert 10 < names[::2].count("a") < 40
 
 
 @given(text=st.text(max_size=200), ratios=SHARES)
