@@ -1,10 +1,11 @@
 """Checkpoints of a run: Accelerate's `save_state` and `load_state` inside an envelope that nothing can half-write.
 
-Rule: a folder named `step-N` is always whole. It is filled under a temporary name, hashed, flushed to the disk and renamed;
-older ones go only after that. Each is also a `from_pretrained` folder, so any of them can be evaluated or served.
+Rule: a folder named `step-N` is always whole. It is filled under a temporary name, hashed, flushed to the disk and
+renamed; older ones go only after that. Each is also a `from_pretrained` folder, so any of them can be evaluated or
+served.
 
-The random states that Accelerate writes are left out: every draw comes from (seed, step, micro-batch), and the file is a
-pickle.
+The random states that Accelerate writes are left out: every draw comes from (seed, step, micro-batch), and the file is
+a pickle.
 """
 
 import json

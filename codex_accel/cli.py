@@ -4,6 +4,7 @@ Rule: `python scripts/<stage>.py --config FILE [section.key=value ...]`, and `--
 mistake prints one line a problem and ends with exit code 2; `--help` imports nothing heavier than pydantic.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -94,12 +95,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         for problem in error.problems:
             print(f"{prefix}error: {problem}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
     except BrokenPipeError:  # `... --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # a defect of ours, or one that has its own line above
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}. Mend the disk or the permissions and run again.", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 

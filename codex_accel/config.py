@@ -47,7 +47,9 @@ RENAMED = {
 class Section(pydantic.BaseModel):
     """A group of keys. Types are strict (`"3"` is not 3) and unknown keys are errors."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True, defer_build=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, validate_default=True, frozen=True, defer_build=True
+    )
 
 
 class StageConfig(Section):

@@ -173,6 +173,8 @@ def write(
         "bad_by_reason": dict(bad.most_common()),
         "split": config.split.model_dump(),
         "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id if config.add_bos else None,  # as placed; None too where the tokenizer has none
+        "eos_id": tokenizer.eos_id if config.add_eos else None,
         "splits": {name: {**members[name], **statistics[name].facts()} for name in names},
     }
     return result

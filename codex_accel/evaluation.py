@@ -31,6 +31,11 @@ class Window:
     first_target: int  # place in the document; targets are first_target ... stop
 
 
+def stride_of(context_length: int, stride: int | None) -> int:
+    """Targets that each window after the first scores."""
+    return min(stride or context_length, context_length)
+
+
 def plan_windows(lengths: Sequence[int], *, context_length: int, stride: int | None) -> list[Window]:
     """Windows that score every token but the first of each document once.
 
@@ -40,7 +45,7 @@ def plan_windows(lengths: Sequence[int], *, context_length: int, stride: int | N
     >>> plan_windows([5], context_length=3, stride=1)[1]
     Window(document=0, start=1, stop=4, first_target=4)
     """
-    step = min(stride or context_length, context_length)
+    step = stride_of(context_length, stride)
     windows = []
     for index, length in enumerate(lengths):
         scored = 1  # targets below this place are done; place 0 has nothing before it

@@ -129,32 +129,67 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
+def require_causal(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Run the model on a short block, change its last token, and see that no earlier logit moves.
+
+    Raises: UserError if the model cannot run, or if a position sees what comes after it, so that its loss means
+    nothing.
+    """
+    input_ids = _probe_block(model, config)
+    changed = input_ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % model.config.vocab_size
+    try:
+        moved = _largest_move(model, input_ids, changed, slice(None, -1))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = (
+            f"the model cannot run on a block of its own: {' '.join(str(error).split())[:300]}. Mend its configuration."
+        )
+        raise UserError(config.problem("model", what)) from error
+    if moved > 1e-6:
+        what = "is not causal: changing the last token moved the logits before it, so it sees what it is to predict."
+        raise UserError(config.problem("model", f"{what} Take a decoder such as llama or gpt2."))
+
+
+@torch.no_grad()
 def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
     """Feed a block of two documents, change the first, and see that no logit of the second moves.
 
     Raises: UserError if it does: this architecture cannot keep documents of one block apart.
     """
-    size = min(config.data.block_size, 16)
-    input_ids = torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
-    position_ids = torch.cat([torch.arange(size // 2), torch.arange(size - size // 2)])[None].to(model.device)
+    input_ids = _probe_block(model, config)
+    half, size = input_ids.shape[1] // 2, input_ids.shape[1]
+    position_ids = torch.cat([torch.arange(half), torch.arange(size - half)])[None].to(model.device)
     changed = input_ids.clone()
-    changed[0, : size // 2] = (changed[0, : size // 2] + 1) % model.config.vocab_size  # a convolution sees the last
-    was_training = model.training
-    model.eval()
+    changed[0, :half] = (changed[0, :half] + 1) % model.config.vocab_size  # all of it: a convolution sees only the last
     try:
-        first, second = (
-            model(input_ids=ids, position_ids=position_ids, use_cache=False).logits[0, size // 2 :]
-            for ids in (input_ids, changed)
-        )
+        moved = _largest_move(model, input_ids, changed, slice(half, None), position_ids=position_ids)
     except TypeError as error:
         raise UserError(config.problem("data.isolate_documents", f"{_CANNOT} ({error}). {_WAY_OUT}")) from error
-    finally:
-        model.train(was_training)
-    moved = (first - second).abs().max().item()
-    if moved > 1e-6 * first.abs().max().item():  # it is exactly 0.0 where the mask holds; fresh weights move little
-        what = f"{_CANNOT}: changing one moved the logits of the next by {moved:.2g}. {_WAY_OUT}"
+    if moved > 1e-6:
+        what = f"{_CANNOT}: changing one moved the logits of the next by {moved:.2g} of the largest. {_WAY_OUT}"
         raise UserError(config.problem("data.isolate_documents", what))
 
 
 _CANNOT = "this architecture cannot keep the documents of one block apart"
 _WAY_OUT = "Say data.isolate_documents=false to let them see each other, or take another architecture."
+
+
+def _probe_block(model: PreTrainedModel, config: TrainConfig) -> torch.Tensor:
+    """Token ids 0, 1, 2, ... (1, T) on the model's device, T at most 16."""
+    size = min(config.data.block_size, 16)
+    return torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
+
+
+def _largest_move(
+    model: PreTrainedModel, before: torch.Tensor, after: torch.Tensor, where: slice, **inputs: torch.Tensor
+) -> float:
+    """How far the logits at `where` differ between two inputs, as a share of the largest; 0.0 where a mask holds."""
+    was_training = model.training
+    model.eval()
+    try:
+        first, second = (
+            model(input_ids=ids, use_cache=False, **inputs).logits[0, where].float() for ids in (before, after)
+        )
+    finally:
+        model.train(was_training)
+    return float((first - second).abs().max() / first.abs().max())

@@ -340,6 +340,16 @@ class GenerateConfig(StageConfig):
     seed: int = Field(0, description="Seed of the draws")
     device: Literal["auto", "cpu", "cuda"] = _DEVICE
 
+    @model_validator(mode="after")
+    def _sampling(self) -> "GenerateConfig":
+        if 0 < self.temperature < 0.01:
+            raise ValueError(
+                f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy, or 0.01 up."
+            )
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError("top_k and top_p have no effect at temperature 0. Raise it, or leave them out.")
+        return self
+
 
 class VerifyConfig(StageConfig):
     """Keys of scripts/verify.py."""

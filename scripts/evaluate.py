@@ -64,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         documents = list(dataset.documents_of(raw_files, tokenizer, **options))
         lengths = [len(document.input_ids) for document in documents]
     model = models.load(folder).to(accelerator.device)
-    context_length = config.context_length or getattr(model.config, "max_position_embeddings", 1024)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    context_length = config.context_length or longest or 1024
+    if longest is not None and context_length > longest:
+        what = f"{context_length} is more than the model's max_position_embeddings = {longest}."
+        raise UserError(config.problem("context_length", what))
     windows = evaluation.plan_windows(lengths, context_length=context_length, stride=config.stride)
     chosen = windows[: config.max_windows]
     if not chosen:
@@ -92,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if accelerator.is_main_process:
         whole = len(chosen) == len(windows)
         values = evaluation.summarize(scores, num_bytes=evaluation.total_bytes(documents) if whole else None)
+        if not math.isfinite(values["perplexity"]):
+            what = f"the loss is {values['loss']} nats a token, which is no result. Look at the model's training."
+            raise UserError(config.problem("checkpoint", what))
         if config.compression:
             texts = [tokenizer.decode(document.input_ids) for document in documents]
             values["compression"] = metrics.compressed_bits_per_byte(texts)
@@ -106,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "settings": {
                 "split": None if raw_files else config.split,
                 "context_length": context_length,
-                "stride": config.stride or context_length,
+                "stride": evaluation.stride_of(context_length, config.stride),
                 "dtype": "float32",
             },
             "digests": {parent["kind"]: parent["content_digest"] for parent in parents}

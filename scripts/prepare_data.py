@@ -7,7 +7,6 @@ examples:
 Nothing is dropped in silence: what cannot be used stands in `quarantine.jsonl` with file, line and reason.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if result.facts["num_bad"]:
         print(f"quarantine   {result.facts['num_bad']:>9,} records in {final / dataset.QUARANTINE}, by reason:")
-        print(json.dumps(result.facts["bad_by_reason"], indent=2, ensure_ascii=False))
+        for reason, count in result.facts["bad_by_reason"].items():
+            print(f"{count:>22,} x {reason}")
     print(f"dataset  {final}\nmanifest {digest}")
     return 0
 

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # === model: weights and optimizer, prepared for the engine =======================================================
     model = models.build(config, tokenizer).to(device)
+    models.require_causal(model, config)
     if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
         models.require_isolation(model, config)
     parents = run.parents(config, dataset_dir, tokenizer_dir)

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
 
     trained = tokenizer.train(config, texts())
+    if not any(source["num_records"] for source in sources):
+        raise UserError(config.problem("sources", "hold no record, only blank lines. Check the files."))
 
     # --- the folder -------------------------------------------------------------------------------------------------
     with files.staged_folder(final, overwrite=config.overwrite) as folder:

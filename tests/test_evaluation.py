@@ -20,15 +20,6 @@ LENGTHS = st.lists(st.integers(0, 40), max_size=6)
 CONTEXT = st.integers(2, 12)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors are faster so, and other tests may use the other cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def stories(shared):
     """(model, tokenizer, reference values) of stories260K."""

@@ -13,15 +13,6 @@ from codex_accel.errors import UserError
 from codex_accel.schema import GenerateConfig
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors are faster so, and other tests may use the other cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(shared):
     return shared / "models" / "stories260K"

@@ -32,15 +32,6 @@ MAMBA = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "stat
 LFM2 = {**LLAMA, "model_type": "lfm2", "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors are faster so, and other tests may use the other cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(architecture=None, *, path=None, block_size=16, seed=0, attention="sdpa") -> TrainConfig:
     return TrainConfig(
         output_dir="out",

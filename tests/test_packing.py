@@ -15,15 +15,6 @@ from codex_accel.tokens import TokenStore
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors are faster so, and other tests may use the other cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def blocks_of(folder, documents, *, block_size: int, isolate: bool = True) -> Blocks:
     store = TokenStore(written(folder, documents), "train")
     return Blocks(store, block_size=block_size, isolate_documents=isolate)
