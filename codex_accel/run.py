@@ -6,6 +6,7 @@ Rule: everything here is decided before the first step; the loop itself stands i
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,23 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | No
         name: None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
         for name, array in arrays.items()
     }
+
+
+def settle(accelerator: Accelerator) -> None:
+    """Give gloo's threads the interpreter for a moment, so that they can drop the tensors of the last collective.
+
+    Measured with torch 2.13: `~ProcessGroupGloo`, run while this thread holds the interpreter lock, waits for a thread
+    that waits for the same lock to drop its tensor. About one in ten processes on two CPU cores hung at their end.
+    """
+    if accelerator.num_processes > 1:
+        time.sleep(0.2)
+
+
+def end(accelerator: Accelerator) -> None:
+    """Wait for all processes, then take the process group down."""
+    accelerator.wait_for_everyone()
+    settle(accelerator)
+    accelerator.end_training()
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in report.flatten(values):
             print(f"{name:<32} {'not known, a part was scored' if value is None else f'{value:.6g}'}")
         print(f"report   {final}\nmanifest {digest}")
-    accelerator.end_training()
+    run.end(accelerator)
     return 0
 
 

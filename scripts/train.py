@@ -274,10 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             preemption.write_marker(run_dir, step=state.step, reason=listener.reason or "another process")
             event(events, "preempted", f"step {state.step}", reason=listener.reason)
             print(f"stopped at step {state.step} of {max_steps} and saved. Run the same command again to go on.")
-        accelerator.end_training()
+        run.end(accelerator)
         return preemption.EXIT_CODE
     finally:
         listener.close()
+        run.settle(accelerator)
 
     # === finish: a plain folder for everybody else ====================================================================
     if main_process:
@@ -290,8 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             digest = manifest.seal(folder, **seal, facts={"step": state.step, **models.count_parameters(bare_model)})
         event(events, "end", f"step {state.step}", manifest_digest=digest)
         run.print_end(run_dir, state, digest)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    run.end(accelerator)
     return 0
 
 

@@ -131,8 +131,8 @@ class ForkServer:
         job.wait()
         return job
 
-    def wait(self, pid: int) -> int:
-        return self._ask({"wait": pid})["status"]
+    def poll(self, pid: int) -> int | None:
+        return self._ask({"poll": pid})["status"]
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -144,16 +144,27 @@ class Job:
 
     def __init__(self, server: ForkServer, pids: list[int], log: Path):
         self.server, self.pids, self.log = server, pids, log
-        self.codes: list[int] = []
+        self.codes: list[int | None] = [None] * len(pids)
 
-    def wait(self) -> list[int]:
-        """Exit codes of all processes; negative for a signal."""
-        self.codes = self.codes or [self.server.wait(pid) for pid in self.pids]
+    def wait(self, timeout_s: float = 90) -> list[int]:
+        """Exit codes of all processes, negative for a signal. As a launcher does, kills the rest once one has failed."""
+        deadline = time.monotonic() + timeout_s
+        while None in self.codes:
+            for rank, pid in enumerate(self.pids):
+                if self.codes[rank] is None:
+                    self.codes[rank] = self.server.poll(pid)
+            if any(self.codes) and None in self.codes:
+                deadline = min(deadline, time.monotonic() + 5)
+            if time.monotonic() > deadline and None in self.codes:
+                self.kill()
+                assert any(self.codes), f"still running after {timeout_s} s\n{self.output}"
+            time.sleep(0.005)
         return self.codes
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        for pid in self.pids:
-            os.kill(pid, number)
+        for pid, code in zip(self.pids, self.codes, strict=True):
+            if code is None:
+                os.kill(pid, number)
 
     def alive(self) -> bool:
         """Whether every process still runs (a zombie does not)."""
