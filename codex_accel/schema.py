@@ -342,12 +342,8 @@ class GenerateConfig(StageConfig):
 
     @model_validator(mode="after")
     def _sampling(self) -> "GenerateConfig":
-        if 0 < self.temperature < 0.01:
-            raise ValueError(
-                f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy, or 0.01 up."
-            )
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            raise ValueError("top_k and top_p have no effect at temperature 0. Raise it, or leave them out.")
+        if 0 < self.temperature < 1e-4:
+            raise ValueError(f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy.")
         return self
 
 

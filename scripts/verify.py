@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline.enforce(allow_network=config.allow_network)
     folder = Path(config.path)
     if not (folder / manifest.MANIFEST).exists():
-        raise UserError(config.problem("path", f"no {manifest.MANIFEST} in '{folder}'. Give a folder that a stage made."))
+        raise UserError(
+            config.problem("path", f"no {manifest.MANIFEST} in '{folder}'. Give a folder that a stage made.")
+        )
     tree = manifest.check_tree(folder, recursive=config.recursive)
     if config.digest is not None and files.sha256_file(folder / manifest.MANIFEST) != config.digest:
         tree.problems.append(f"{folder / manifest.MANIFEST}: SHA-256 is not the given --digest {config.digest}.")

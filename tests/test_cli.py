@@ -299,7 +299,7 @@ def test_help_names_every_key_with_its_type_default_and_meaning(root, capsys):
     words = " ".join(printed(capsys, "--help", root=root).split())
     for key in keys_of(root):
         default = "required" if key.default is None else f"default {key.default}"
-        assert " ".join(f"{key.key} {key.type}, {default} {key.meaning}".split()) in words
+        assert " ".join(f"{key.key} ({key.type}, {default}) {key.meaning}".split()) in words
     for flag in cli.FLAGS:
         assert flag in words
 

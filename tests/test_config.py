@@ -464,7 +464,7 @@ TEXTS = st.one_of(
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=TEXTS,
-    temperature=st.floats(0, allow_infinity=False),
+    temperature=st.floats(1e-4, allow_infinity=False),
     seed=st.integers(-(10**38), 10**38),
     top_k=st.none() | st.integers(1, 10**9),
 )

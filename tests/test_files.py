@@ -135,20 +135,20 @@ def test_staged_folder_leaves_nothing_on_an_error(tmp_path, error):
 def test_staged_folder_keeps_the_old_folder_on_an_error(tmp_path):
     final = tmp_path / "out"
     final.mkdir()
-    (final / "old").write_bytes(b"0")
+    (final / "manifest.json").write_bytes(b"0")
     with pytest.raises(ValueError, match="stop"):
         fill_and_raise(final, ValueError("stop"))
-    assert tree(tmp_path) == {"out/old": b"0"}
+    assert tree(tmp_path) == {"out/manifest.json": b"0"}
 
 
 def test_staged_folder_keeps_the_old_folder_if_the_rename_fails(tmp_path):
     """Another process's sweep may have taken the temporary folder away."""
     final = tmp_path / "out"
     final.mkdir()
-    (final / "old").write_bytes(b"0")
+    (final / "manifest.json").write_bytes(b"0")
     with pytest.raises(FileNotFoundError), files.staged_folder(final, overwrite=True) as folder:
         folder.rmdir()
-    assert tree(tmp_path) == {"out/old": b"0"}
+    assert tree(tmp_path) == {"out/manifest.json": b"0"}
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -157,7 +157,8 @@ def test_staged_folder_replaces_the_whole_old_folder_if_told(tmp_path):
     for name in ("first", "second"):
         with files.staged_folder(final, overwrite=True) as folder:
             (folder / name).write_bytes(b"1")
-    assert tree(tmp_path) == {"out/second": b"1"}
+            (folder / "manifest.json").write_bytes(b"{}")
+    assert tree(tmp_path) == {"out/second": b"1", "out/manifest.json": b"{}"}
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -227,3 +228,17 @@ def test_sweep_removes_leftovers_alone(tmp_path):
     assert files.sweep(tmp_path) == [".tmp-a-1", ".tmp-file-3", ".trash-b-2"]
     assert sorted(os.listdir(tmp_path)) == [".hidden", ".tmpfile", "keep", "tmp-file"]
     assert files.sweep(tmp_path) == []
+
+
+def test_a_folder_that_no_stage_made_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds files that no stage made"):
+        files.require_free(tmp_path / "mine", overwrite=True)
+
+
+def test_sweep_removes_a_link_that_leads_to_a_folder_and_not_the_folder(tmp_path):
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / ".tmp-latest-9").symlink_to("step-1")
+    assert files.sweep(tmp_path) == [".tmp-latest-9"]
+    assert (tmp_path / "step-1").is_dir()
