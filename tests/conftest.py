@@ -106,10 +106,11 @@ class ForkServer:
         num_processes: int = 1,
         phase: Path | None = None,
         cwd: Path = ROOT,
+        environment: dict[str, str] | None = None,
     ) -> "Job":
         """Start a script (a stage's name, or a file) on so many processes, with gloo on the CPU if more than one."""
         path = script if isinstance(script, Path) else ROOT / "scripts" / f"{script}.py"
-        environments: list[dict[str, str]] = [{}]
+        environments: list[dict[str, str]] = [environment or {}]
         if num_processes > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -119,8 +120,8 @@ class ForkServer:
             environments = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(num_processes)]
         log = self.log_dir / f"{time.monotonic_ns()}.log"
         pids = []
-        for rank, environment in enumerate(environments):
-            job = {"script": str(path), "argv": argv, "env": environment, "log": str(log), "cwd": str(cwd)}
+        for rank, variables in enumerate(environments):
+            job = {"script": str(path), "argv": argv, "env": variables, "log": str(log), "cwd": str(cwd)}
             job["phase"] = str(phase) if phase and rank == 0 else None
             pids.append(self._ask(job)["pid"])
         return Job(self, pids, log)
@@ -147,7 +148,7 @@ class Job:
         self.codes: list[int | None] = [None] * len(pids)
 
     def wait(self, timeout_s: float = 90) -> list[int]:
-        """Exit codes of all processes, negative for a signal. As a launcher does, kills the rest once one has failed."""
+        """Exit codes of all processes, negative for a signal; kills the rest once one has failed, as launchers do."""
         deadline = time.monotonic() + timeout_s
         while None in self.codes:
             for rank, pid in enumerate(self.pids):

@@ -11,6 +11,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BY_MAKE = {"make quickstart", "make test", "make install"}  # what they run is in this suite, or is this suite
 SHORTER = {
     "quickstart_corpus": ["max_modules=24"],
+    "evaluate": ["stride=256", "batch_size=64"],
     "train": ["training.max_steps=3", "evaluation.max_windows=8", "log.every_steps=1"],
 }
 

@@ -1,7 +1,6 @@
 """scripts/train.py as its users meet it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,14 +114,13 @@ def test_a_mistake_that_needs_the_libraries_is_also_one_line(fork_server, chain,
         assert word in job.output
 
 
-def test_an_engine_that_is_not_in_use_is_refused(chain, tmp_path):
+def test_an_engine_that_is_not_in_use_is_refused(fork_server, chain, tmp_path):
     """On a CPU Accelerate drops FSDP without a word (DESIGN, section 10)."""
-    command = [sys.executable, "scripts/train.py", *train_argv(chain, tmp_path / "run")]
-    environment = {**os.environ, "ACCELERATE_USE_FSDP": "true"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert "ACCELERATE_USE_FSDP" in done.stderr
-    assert "Traceback" not in done.stderr
+    argv = train_argv(chain, tmp_path / "run")
+    job = fork_server.run("train", argv, environment={"ACCELERATE_USE_FSDP": "true"})
+    assert job.codes == [2], job.output
+    assert "ACCELERATE_USE_FSDP" in job.output
+    assert "Traceback" not in job.output
 
 
 def test_a_diverging_run_stops_and_says_where_to_go_on(fork_server, chain, tmp_path):
