@@ -87,6 +87,9 @@ def save(
     Every process must call this. `model` is the bare model, whose configuration goes in.
     """
     final = path_of(run_dir, state.step)
+    needed = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if (free := shutil.disk_usage(run_dir).free) < needed:
+        raise UserError(f"{final}: needs about {needed:,} bytes, {free:,} are free. Make room; the older ones stand.")
     [pid] = broadcast_object_list([os.getpid()])
     temporary = final.with_name(f"{files.TEMPORARY_PREFIX}{final.name}-{pid}")
     accelerator.save_state(str(temporary))

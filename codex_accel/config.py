@@ -74,7 +74,12 @@ def _key_path(key: str) -> KeyPath:
 
 
 def apply_overrides(
-    values: dict[str, Any], origins: dict[KeyPath, str], overrides: Iterable[tuple[str, str]], *, text_keys: set[str]
+    values: dict[str, Any],
+    origins: dict[KeyPath, str],
+    overrides: Iterable[tuple[str, str]],
+    *,
+    text_keys: set[str],
+    null_keys: set[str],
 ) -> list[str]:
     """Set each `section.key` to its text, read as YAML, in place; returns the problems.
 
@@ -85,7 +90,7 @@ def apply_overrides(
         path = _key_path(key)
         reader = Reader(COMMAND_LINE, with_lines=False)
         try:
-            literal = re.sub(r"\.\d+\.", "[].", key) in text_keys and text != "null"
+            literal = re.sub(r"\.\d+\.", "[].", key) in text_keys and not (text == "null" and key in null_keys)
             value = text if literal else reader.read(text, path)
         except UserError as error:
             problems.append(f"{error} (in {key}={text})")
@@ -213,8 +218,9 @@ def build(model: type[StageConfig], values: dict[str, Any], origins: dict[KeyPat
 def load(model: type[StageConfig], *, path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Any:
     """The checked configuration of a stage from its file (or none) and the command line's `key=value` pairs."""
     values, origins, problems = read_yaml(path) if path else ({}, {}, [])
+    null_keys = {key.key for key in keys_of(model) if key.type == "text|null"}
     text_keys = {key.key for key in keys_of(model) if key.type in ("text", "text|null")}
-    problems += apply_overrides(values, origins, overrides, text_keys=text_keys)
+    problems += apply_overrides(values, origins, overrides, text_keys=text_keys, null_keys=null_keys)
     return build(model, values, origins, problems)
 
 

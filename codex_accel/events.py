@@ -34,16 +34,17 @@ class LineLog:
         """Length of the file: what a checkpoint records."""
         return self.path.stat().st_size if self.enabled else 0
 
-    def cut_back(self, offset_bytes: int) -> None:
-        """Drop everything after `offset_bytes`, and a half line that ends there."""
+    def cut_back(self, offset_bytes: int) -> bool:
+        """Drop everything after `offset_bytes`, and a half line that ends there; False if so much was never there."""
         if not self.enabled:
-            return
+            return True
         with open(self.path, "rb+") as stream:
             data = stream.read(offset_bytes)
             whole = data.rfind(b"\n") + 1
             stream.truncate(whole)
             stream.flush()
             os.fsync(stream.fileno())
+        return whole == offset_bytes
 
     def sync(self) -> None:
         """Force the lines to the disk, before a checkpoint records their offset."""

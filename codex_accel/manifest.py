@@ -20,7 +20,6 @@ from codex_accel.errors import UserError
 
 FORMAT, FORMAT_VERSION = "codex-accel-manifest", 1
 MANIFEST, SUMS, CONFIG = "manifest.json", "SHA256SUMS", "config.yaml"
-KINDS = ("corpus", "tokenizer", "dataset", "checkpoint", "model", "evaluation")
 HARMLESS_SUFFIXES = (".md", ".log")  # notes that people put beside; nothing loads them
 
 

@@ -21,14 +21,18 @@ from codex_accel.schema import TrainConfig
 from codex_accel.tokenizer import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()
+# Rows are padded on the right, where a causal model cannot look, and a mask would undo the isolation of documents.
+transformers.utils.logging.get_logger("transformers.modeling_utils").addFilter(
+    lambda record: "passing in an `attention_mask`" not in record.getMessage()
+)
 
 SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
-def build(config: TrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
-    """The model to train, in float32, without a cache; weights from `config.seed` if it starts from a configuration."""
-    if config.model.path is not None:
-        model = load(Path(config.model.path), attention=config.model.attention, key="model.path")
+def build(config: TrainConfig, tokenizer: Tokenizer, *, start: Path | None) -> PreTrainedModel:
+    """The model to train, in float32, without a cache: from the folder `start`, or fresh weights from `config.seed`."""
+    if start is not None:
+        model = load(start, attention=config.model.attention, key="model.path")
         num_embeddings = model.get_input_embeddings().num_embeddings
         if tokenizer.vocab_size > num_embeddings:
             what = (
@@ -89,7 +93,9 @@ def _transformers_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
 
 
 def _refused(error: Exception) -> str:
-    return f"is refused by transformers: {' '.join(str(error.__cause__ or error).split())}"
+    reason = " ".join(str(error.__cause__ or error).split())
+    hint = " Try model.attention=eager." if "scaled_dot_product_attention" in reason else ""
+    return f"is refused by transformers: {reason[:200]}.{hint}"
 
 
 def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> PreTrainedModel:

@@ -10,9 +10,6 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-import torch
-from accelerate import Accelerator
-
 from codex_accel import files
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -53,14 +50,6 @@ class Listener:
         if not self.reason and self._parent not in (None, os.getppid()):
             self.reason = "launcher died"
         return bool(self.reason)
-
-
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is set on any process; every process must call this."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(int(flag), device=accelerator.device), reduction="sum")
-    return bool(total.item())
 
 
 def write_marker(run_dir: Path, *, step: int, reason: str) -> None:

@@ -1,28 +1,30 @@
-"""What one training run is: its length, its identity, its ancestors, and what it says at the start and the end.
+"""What one training run is: its folder, its length, its identity, its ancestors, and what it says.
 
-Rule: everything here is decided before the first step; the loop itself stands in `scripts/train.py`.
+Rule: a run is the same run only if its identity is; a difference is told, never taken over in silence. The loop itself
+stands in `scripts/train.py`.
 """
 
+import fcntl
 import json
 import math
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from codex_accel import checkpoint, files, manifest
+from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
-from codex_accel.evaluation import Scores
 from codex_accel.events import LineLog, event
 from codex_accel.packing import Batch
 from codex_accel.schema import TrainConfig
+from codex_accel.yaml_reader import read_yaml
 
 # What must be equal for a checkpoint to belong to the same run; paths, logging and saving may change freely.
+LOCK = ".lock"
+SECTIONS = ("seed", "model", "data", "training", "optimizer", "schedule")
 IDENTITY = {
     "training": ("micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite"),
     "data": ("train_split", "block_size", "isolate_documents"),
@@ -42,38 +44,26 @@ def accumulation_steps(config: TrainConfig) -> int:
     return total // (micro * num_processes)
 
 
-def make_folder(run_dir: Path) -> None:
-    """Make the run folder, or raise UserError before anything expensive if it cannot be written to."""
+def make_folder(run_dir: Path) -> Any:
+    """Make the run folder and lock it; the lock lasts as long as the returned file is open, or the process lives.
+
+    Raises: UserError before anything expensive if it cannot be written to, or another process trains in it.
+    """
     try:
         (run_dir / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
         files.write_durable(run_dir / checkpoint.FOLDER / ".tmp-probe", b"")
         (run_dir / checkpoint.FOLDER / ".tmp-probe").unlink()
+        lock = open(run_dir / LOCK, "a+")  # noqa: SIM115  kept open for as long as the run lasts
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"output_dir = '{run_dir}': another process trains in it. Wait for it, or choose another."
+        ) from error
     except OSError as error:
         raise UserError(
             f"output_dir = '{run_dir}': cannot be written ({error.strerror}). Choose another folder."
         ) from error
-
-
-def require_engine(accelerator: Accelerator) -> None:
-    """Raise UserError if Accelerate has not taken the processes or the engine that the environment asks for.
-
-    It says nothing then: each process would train alone into one run folder, or FSDP would be plain DDP.
-    """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"environment: WORLD_SIZE = {asked}: the launcher started {asked} processes, but accelerate has joined "
-            f"{accelerator.num_processes}. On a CPU set ACCELERATE_USE_CPU=true before the launch command."
-        )
-    for variable, engine in (
-        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
-        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
-    ):
-        if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
-            raise UserError(
-                f"environment: {variable} = true: asks for {engine.value}, but {accelerator.distributed_type.value} is "
-                "in use. It needs a GPU; choose another launch config."
-            )
+    return lock
 
 
 def set_deterministic() -> None:
@@ -95,20 +85,73 @@ def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify:
     return folder
 
 
-def require_same_tokenizer(model: Path, dataset: Path) -> None:
+def require_same_tokenizer(model: Path, dataset: Path, *, key: str) -> None:
     """Raise UserError if the dataset was made with another tokenizer than the one beside the model."""
     folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
     if files.sha256_file(folder / "tokenizer.json") != files.sha256_file(model / "tokenizer.json"):
         raise UserError(
-            f"dataset = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so "
+            f"{key} = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so "
             "its ids mean other text to the model. Score the raw text with file.path, or prepare the data again."
         )
 
 
-def parents(config: TrainConfig, dataset: Path, tokenizer: Path) -> list[dict[str, Any]]:
-    """Records of what the model comes from: dataset, tokenizer, and the folder that it started from."""
-    start = [Path(config.model.path)] if config.model.path is not None else []
-    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, *start)]
+def parents(dataset: Path, tokenizer: Path, start: Path | None) -> list[dict[str, Any]]:
+    """Records of what the model comes from: dataset, tokenizer, and the folder that it started from, if any."""
+    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, start) if folder is not None]
+
+
+def branch_parents(chosen: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """The checkpoint of another run that this run branched from: `chosen`, or what `chosen` itself recorded."""
+    if not is_own(chosen, run_dir):
+        return [manifest.as_parent(chosen)]
+    records = [record for record in manifest.read(chosen)["parents"] if record["kind"] == "checkpoint"]
+    return [{**record, "path": os.path.normpath(chosen / record["path"])} for record in records]
+
+
+def is_own(checkpoint_dir: Path, run_dir: Path) -> bool:
+    """Whether a checkpoint lies in this run's folder."""
+    return checkpoint_dir.resolve().parent == (run_dir / checkpoint.FOLDER).resolve()
+
+
+def is_complete(config: TrainConfig, run_dir: Path) -> bool:
+    """Whether `final` stands and was made with these settings.
+
+    Raises: UserError with the differences if it was made with others that `allow_drift` does not name.
+    """
+    if config.resume != "auto" or not (run_dir / "final" / manifest.CONFIG).exists():
+        return False
+    saved, _, _ = read_yaml(run_dir / "final" / manifest.CONFIG)
+    now = config.model_dump(mode="json")
+    before, after = ({key: values[key] for key in SECTIONS} for values in (saved, now))
+    require_same(run_dir, before, after, allowed=config.allow_drift)
+    return before == after
+
+
+def require_same(place: Path, before: dict[str, Any], now: dict[str, Any], *, allowed: list[str]) -> None:
+    """Raise UserError with a line for each difference that `allowed` does not name."""
+    if differing := checkpoint.differences(before, now, allowed=allowed):
+        raise UserError(
+            f"{place}: was made with other settings, so going on from it would not be the same run.",
+            *(f"  {line}" for line in differing),
+            "Put them back, name each in allow_drift, or choose another output_dir.",
+        )
+
+
+def require_known_drift(config: TrainConfig, identity: dict[str, Any]) -> None:
+    """Raise UserError if `allow_drift` names something that is not part of a run's identity."""
+    names = list(_names(identity))
+    unknown = [name for name in config.allow_drift if name not in names]
+    if unknown:
+        raise UserError(
+            *(config.problem("allow_drift", f"{n!r}: no such key. {did_you_mean(n, names)}") for n in unknown)
+        )
+
+
+def _names(identity: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in identity.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and prefix.count(".") < 1:
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def identity(
@@ -128,7 +171,7 @@ def identity(
         "seed": config.seed,
         "dataset": dataset_manifest["content_digest"],
         "tokenizer": parents[1]["content_digest"],
-        "model": {"path": config.model.path, "architecture": architecture},
+        "model": {"start": [p["content_digest"] for p in parents[2:]], "architecture": architecture},
         "optimizer": settings["optimizer"],
         "schedule": settings["schedule"],
         "data": {key: settings["data"][key] for key in IDENTITY["data"]},
@@ -162,6 +205,9 @@ def choose_checkpoint(
     if config.resume != "auto":
         path = Path(config.resume)
         step = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")["facts"]["step"]
+        if not is_own(path, run_dir) and (run_dir / "metrics.ndjson").stat().st_size:
+            what = f"is of another run, but {run_dir} holds a run already. Choose another output_dir for the branch."
+            raise UserError(config.problem("resume", what))
         if newer := [saved for saved in checkpoint.steps_saved(run_dir) if saved > step]:
             what = (
                 f"is at step {step}, but {run_dir} goes to step {newer[0]}. Choose another output_dir for the branch."
@@ -187,30 +233,6 @@ def on_nonfinite(config: TrainConfig, events: LineLog, *, step: int, grad_norm: 
         raise UserError(config.problem("training.on_nonfinite", what))
 
 
-# --- arithmetic over processes ------------------------------------------------------------------------------------
-
-
-def sum_int(accelerator: Accelerator, value: int) -> int:
-    """Sum of a whole number over processes."""
-    if accelerator.num_processes == 1:
-        return value
-    return int(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum").item())
-
-
-def sum_float(accelerator: Accelerator, value: torch.Tensor) -> float:
-    """Sum of a scalar tensor over processes."""
-    return float(value if accelerator.num_processes == 1 else accelerator.reduce(value, reduction="sum"))
-
-
-def sum_over_processes(accelerator: Accelerator, scores: Scores) -> Scores:
-    """Per-document sums over processes."""
-    if accelerator.num_processes == 1:
-        return scores
-    arrays = (scores.nll, scores.num_targets, scores.num_correct)
-    tensors = [torch.from_numpy(array).to(accelerator.device) for array in arrays]
-    return Scores(*(accelerator.reduce(tensor, reduction="sum").cpu().numpy() for tensor in tensors))
-
-
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
     """The arrays of a batch as tensors on `device`."""
     arrays = {"input_ids": batch.input_ids, "labels": batch.labels, "position_ids": batch.position_ids}
@@ -218,23 +240,6 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | No
         name: None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
         for name, array in arrays.items()
     }
-
-
-def settle(accelerator: Accelerator) -> None:
-    """Give gloo's threads the interpreter for a moment, so that they can drop the tensors of the last collective.
-
-    Measured with torch 2.13: `~ProcessGroupGloo`, run while this thread holds the interpreter lock, waits for a thread
-    that waits for the same lock to drop its tensor. About one in ten processes on two CPU cores hung at their end.
-    """
-    if accelerator.num_processes > 1:
-        time.sleep(0.2)
-
-
-def end(accelerator: Accelerator) -> None:
-    """Wait for all processes, then take the process group down."""
-    accelerator.wait_for_everyone()
-    settle(accelerator)
-    accelerator.end_training()
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -260,6 +265,9 @@ def print_start(config: TrainConfig, facts: dict[str, Any]) -> None:
         f"engine  {facts['num_processes']} x {facts['device']}, {facts['engine']}, mixed precision "
         f"{facts['mixed_precision']}{_threads(facts)}"
     )
+    warmup = facts["schedule"]["warmup_steps"]
+    if warmup >= facts["max_steps"]:
+        print(f"note    warm-up takes {warmup} steps, so the learning rate never reaches its peak")
 
 
 def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> None:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from codex_accel.errors import UserError
+
 
 def resolve_length(length: int | float | str, *, max_steps: int, steps_per_epoch: float) -> int:
     """A length of the config in steps: 100 -> 100; 0.1 -> a tenth of `max_steps`; "2 epochs" -> two epochs."""
@@ -67,12 +69,20 @@ def build(settings: Any, *, max_steps: int, steps_per_epoch: float) -> Schedule:
     def steps(length: int | float | str) -> int:
         return resolve_length(length, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
 
+    warmup_steps, decay_steps, step_size = steps(settings.warmup), steps(settings.decay), steps(settings.step_size)
+    if settings.name == "wsd" and warmup_steps + decay_steps > max_steps:
+        raise UserError(
+            f"schedule: warmup ({warmup_steps}) and decay ({decay_steps}) take more than the run's {max_steps} steps. "
+            "Shorten one of them."
+        )
+    if settings.name == "step" and step_size < 1:
+        raise UserError(f"schedule.step_size = {settings.step_size}: is less than a step. Make it longer.")
     return Schedule(
         name=settings.name,
         max_steps=max_steps,
-        warmup_steps=steps(settings.warmup),
+        warmup_steps=warmup_steps,
         final_lr_scale=settings.final_lr_scale,
-        step_size=max(1, steps(settings.step_size)),
+        step_size=max(1, step_size),
         gamma=settings.gamma,
-        decay_steps=max(1, steps(settings.decay)),
+        decay_steps=max(1, decay_steps),
     )

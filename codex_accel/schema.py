@@ -315,7 +315,7 @@ class EvaluateConfig(StageConfig):
     )
     stride: Positive | None = Field(None, description="Targets scored in each window after the first; null: all of it")
     batch_size: Positive = Field(16, description="Windows in one forward pass; does not change the numbers")
-    max_windows: Positive | None = Field(None, description="Score only the first windows; null: all")
+    max_windows: Positive | None = Field(None, description="Score this many windows, spread evenly; null: all")
     compression: bool = Field(False, description="Report zlib -9 and lzma bits per byte of the same documents too")
     device: Literal["auto", "cpu", "cuda"] = _DEVICE
 
@@ -342,6 +342,10 @@ class GenerateConfig(StageConfig):
 
     @model_validator(mode="after")
     def _sampling(self) -> "GenerateConfig":
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("prompt holds bytes that are not UTF-8. Give plain text.") from None
         if 0 < self.temperature < 1e-4:
             raise ValueError(f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy.")
         return self

@@ -107,7 +107,7 @@ def _train_char(config: TokenizerConfig, texts: Iterable[str], special: list[str
 
 def save(tokenizer: tokenizers.Tokenizer, folder: Path, special: SpecialTokens, *, has_unk: bool) -> None:
     """Write the files of `PAYLOAD`, which `AutoTokenizer.from_pretrained` reads."""
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     names = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": special.pad,

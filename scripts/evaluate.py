@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from accelerate import Accelerator
 
-    from codex_accel import evaluation, metrics, report, run
+    from codex_accel import evaluation, metrics, processes, report, run
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.tokens import TokenStore
@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --- documents and model ---------------------------------------------------------------------------------------
     use_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=use_cpu, mixed_precision="no")
-    run.require_engine(accelerator)
+    processes.require_engine(accelerator)
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     tokenizer = tokenizers.load(folder, key="checkpoint")
     if dataset_dir is not None:
-        run.require_same_tokenizer(folder, dataset_dir)
+        run.require_same_tokenizer(folder, dataset_dir, key="dataset")
         documents = TokenStore(dataset_dir, config.split)
         lengths = documents.lengths
     else:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{context_length} is more than the model's max_position_embeddings = {longest}."
         raise UserError(config.problem("context_length", what))
     windows = evaluation.plan_windows(lengths, context_length=context_length, stride=config.stride)
-    chosen = windows[: config.max_windows]
+    chosen = evaluation.choose(windows, config.max_windows)
     if not chosen:
         raise UserError(config.problem("file" if raw_files else "split", "no document has two tokens to score."))
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_processes=accelerator.num_processes,
             between_batches=lambda done, total: show(done * accelerator.num_processes, ""),
         )
-    scores = run.sum_over_processes(accelerator, scores)
+    scores = processes.sum_over_processes(accelerator, scores)
     seconds = time.monotonic() - started
     if not scores.num_targets.sum():
         raise UserError(config.problem("file" if raw_files else "split", "holds no target token, so there is no loss."))
@@ -101,6 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(config.problem("checkpoint", what))
         if config.compression:
             texts = [tokenizer.decode(document.input_ids) for document in documents]
+            num_bytes = sum(len(text.encode()) for text in texts)
+            if num_bytes != values["num_bytes"]:
+                what = (
+                    f"the decoded documents have {num_bytes:,} bytes, the scored text {values['num_bytes']:,}: with "
+                    "prompts, or a tokenizer that changes the text, the compressors would see other bytes. "
+                    "Say compression=false."
+                )
+                raise UserError(config.problem("compression", what))
             values["compression"] = metrics.compressed_bits_per_byte(texts)
         parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
         document = {
@@ -109,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "num_documents": len(lengths),
                 "num_windows": len(windows),
                 "num_windows_scored": len(chosen),
+                "num_unknown_tokens": sum(int((d.input_ids == tokenizer.unk_id).sum()) for d in documents),
             },
             "settings": {
                 "split": None if raw_files else config.split,
@@ -135,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in report.flatten(values):
             print(f"{name:<32} {'not known, a part was scored' if value is None else f'{value:.6g}'}")
         print(f"report   {final}\nmanifest {digest}")
-    run.end(accelerator)
+    processes.end(accelerator)
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli
+from codex_accel import cli, offline
 from codex_accel.errors import UserError
 from codex_accel.schema import TableConfig
 
@@ -17,6 +17,7 @@ from codex_accel.schema import TableConfig
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     config = cli.parse(TableConfig, argv, doc=__doc__, stage="quickstart_table")
+    offline.enforce(allow_network=config.allow_network)
     root = Path(config.root)
     try:
         lines = [json.loads(line) for line in (root / "train" / "metrics.ndjson").read_text().splitlines()]
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     train_lines = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "validation"][-1]
-    title = f"after {train_lines[-1]['step']} steps"
+    title = f"after {validation['step']} steps"
     table = Table("", "loss (nats/token)", "perplexity", "bits per byte", title=title)
     table.add_row("validation modules", *_cells(validation))
     table.add_row("test modules", *_cells(test), style="bold")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from codex_accel import cli, files, offline
 from codex_accel import config as configuration
-from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
 from codex_accel.schema import TrainConfig
 
@@ -32,22 +31,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     training, run_dir, dataset_dir = config.training, Path(config.output_dir), Path(config.data.dataset)
     dataset_manifest = manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="data.dataset")
-    if (run_dir / "final").exists() and config.resume == "auto" and not config.allow_drift:
-        if cli.is_main_process():
-            print(f"{run_dir} is complete. Choose another output_dir, or name what is to change in allow_drift.")
-        return 0
+    start_dir = None
+    if config.model.path is not None:
+        start_dir = manifest.find_model(Path(config.model.path), verify=config.verify, key="model.path")
 
     # === run: processes, precision, the run folder and its logs ======================================================
     import torch
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
-    from codex_accel import checkpoint, evaluation, loss, optim, order, preemption, progress, run, schedule, seeds
+    from codex_accel import (
+        checkpoint,
+        evaluation,
+        loss,
+        optim,
+        order,
+        preemption,
+        processes,
+        progress,
+        run,
+        schedule,
+        seeds,
+    )
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.packing import Blocks
     from codex_accel.tokens import TokenStore
 
+    if run.is_complete(config, run_dir):
+        if cli.is_main_process():
+            print(f"{run_dir} is complete. Choose another output_dir for a new run.")
+        return 0
     accumulation_steps = run.accumulation_steps(config)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else two processes without a GPU would not find each other
@@ -56,14 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_steps=accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
         ),
     )
-    run.require_engine(accelerator)
+    processes.require_engine(accelerator)
     if training.deterministic:
         run.set_deterministic()
-    listener = preemption.Listener()
     main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
     writes = main_process and not config.dry_run
-    if writes:
-        run.make_folder(run_dir)
+    lock = run.make_folder(run_dir) if writes else None
     accelerator.wait_for_everyone()
     metrics = LineLog(run_dir / "metrics.ndjson", enabled=writes)
     events = LineLog(run_dir / "events.ndjson", enabled=writes)
@@ -71,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
     tokenizer = tokenizers.load(tokenizer_dir)
+    if start_dir is not None and (start_dir / "tokenizer.json").exists():
+        run.require_same_tokenizer(start_dir, dataset_dir, key="data.dataset")
     blocks = Blocks(
         TokenStore(dataset_dir, config.data.train_split),
         block_size=config.data.block_size,
@@ -86,12 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         validation_bytes = evaluation.total_bytes(validation) if len(windows) == len(all_windows) else None
 
     # === model: weights and optimizer, prepared for the engine =======================================================
-    model = models.build(config, tokenizer).to(device)
+    model = models.build(config, tokenizer, start=start_dir).to(device)
     models.require_causal(model, config)
     if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
         models.require_isolation(model, config)
-    parents = run.parents(config, dataset_dir, tokenizer_dir)
+    parents = run.parents(dataset_dir, tokenizer_dir, start_dir)
     identity = run.identity(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
+    run.require_known_drift(config, identity)
     optimizer = optim.build(config.optimizer, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
@@ -112,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if main_process:
         run.print_start(config, facts)
     if config.dry_run:
-        listener.close()
         return 0
 
     # === resume: from the newest whole checkpoint, decided by the main process =======================================
@@ -128,13 +142,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     [chosen] = broadcast_object_list([chosen])
     if chosen is not None:
         state, saved_identity = checkpoint.load(accelerator, chosen)
-        if differing := checkpoint.differences(saved_identity, identity, allowed=config.allow_drift):
-            raise UserError(
-                f"{chosen}: was made with other settings, so going on from it would not be the same run.",
-                *(f"  {line}" for line in differing),
-                "Put them back, name each in allow_drift, or choose another output_dir.",
-            )
-    metrics.cut_back(state.metrics_bytes)
+        run.require_same(chosen, saved_identity, identity, allowed=config.allow_drift)
+        parents += run.branch_parents(chosen, run_dir)
+        if not run.is_own(chosen, run_dir):
+            state.metrics_bytes = 0  # of the other run's log
+    if not metrics.cut_back(state.metrics_bytes):
+        event(events, "lost metrics", f"metrics.ndjson is shorter than at step {state.step}")
+        print(f"metrics.ndjson is shorter than it was at step {state.step}: lines before it are lost")
     if main_process:
         (run_dir / preemption.MARKER).unlink(missing_ok=True)
         files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
@@ -165,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def listen(done: int, total: int) -> None:
         show(state.step, f"evaluation {done}/{total}")
-        if preemption.any_process(accelerator, listener.told_to_stop()):
+        if processes.any_process(accelerator, listener.told_to_stop()):
             raise preemption.Preempted
 
     def evaluate() -> None:
@@ -181,15 +195,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_processes=num_processes,
             between_batches=listen,
         )
-        scores = run.sum_over_processes(accelerator, scores)
+        scores = processes.sum_over_processes(accelerator, scores)
         values = evaluation.summarize(scores, num_bytes=validation_bytes)
         metrics.write({"step": state.step, "split": config.data.validation_split, **values})
 
     def elapsed_s() -> float:
         return elapsed_before_s + time.monotonic() - started
 
+    listener = preemption.Listener()
     started, elapsed_before_s = time.monotonic(), state.elapsed_s
-    every, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
+    num_micro_batches, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
+    max_grad_norm = training.max_grad_norm if training.max_grad_norm is not None else math.inf
     saved_step, logged_step, logged_s = state.step if chosen else -1, state.step, started
     out_of_time = training.max_time_s is not None and elapsed_before_s >= training.max_time_s
     try:
@@ -209,13 +225,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     num_sequences=len(blocks),
                     global_batch_size=training.global_batch_size,
                     seed=config.seed,
-                ).reshape(every, training.micro_batch_size)
-                mine = range(accelerator.process_index, every, num_processes)
+                ).reshape(num_micro_batches, training.micro_batch_size)
+                mine = range(accelerator.process_index, num_micro_batches, num_processes)
                 micro_batches = [(number, blocks.batch(indices[number])) for number in mine]
-                num_targets = run.sum_int(accelerator, sum(batch.num_targets for _, batch in micro_batches))
-                scale = (
-                    accumulation_steps * num_processes / max(1, num_targets)
-                )  # undoes what backward and DDP divide by
+                num_targets = processes.sum_int(accelerator, sum(batch.num_targets for _, batch in micro_batches))
+                # backward divides by the accumulation count and DDP by the processes: both are undone here
+                scale = accumulation_steps * num_processes / max(1, num_targets)
                 learning_rate = config.optimizer.learning_rate * lr_schedule.scale_at(state.step)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
@@ -232,13 +247,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         micro_loss = loss.sum_of_losses(logits, inputs["labels"])
                         accelerator.backward(micro_loss * scale)
                         loss_sum += micro_loss.detach()
-                        if accelerator.sync_gradients:
-                            limit = training.max_grad_norm if training.max_grad_norm is not None else math.inf
-                            grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
-                            finite = math.isfinite(grad_norm) or accelerator.scaler is not None
-                            if finite:
-                                optimizer.step()
-                            optimizer.zero_grad()
+                grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
+                bad_loss = processes.any_process(accelerator, not math.isfinite(float(loss_sum)))
+                overflow = (
+                    accelerator.scaler is not None and not bad_loss
+                )  # the scaler skips this step and halves itself
+                finite = overflow or (math.isfinite(grad_norm) and not bad_loss)
+                if finite:
+                    optimizer.step()
+                optimizer.zero_grad()
                 if not finite:
                     run.on_nonfinite(config, events, step=state.step, grad_norm=grad_norm, saved_step=saved_step)
                 state.num_skipped += not finite or optimizer.step_was_skipped
@@ -246,8 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 state.step += 1
 
                 # a line of metrics; the loss is this step's, over all processes
-                if state.step % config.log.every_steps == 0 or state.step == max_steps:
-                    step_loss = run.sum_float(accelerator, loss_sum) / max(1, num_targets)
+                late = training.max_time_s is not None and elapsed_s() >= training.max_time_s
+                out_of_time = processes.any_process(accelerator, late)
+                if state.step % config.log.every_steps == 0 or state.step == max_steps or out_of_time:
+                    step_loss = processes.sum_float(accelerator, loss_sum) / max(1, num_targets)
                     now = time.monotonic()
                     num_tokens = (state.step - logged_step) * training.global_batch_size * config.data.block_size
                     tokens_per_s, logged_step, logged_s = num_tokens / (now - logged_s), state.step, now
@@ -258,9 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     show(state.step, f"loss {step_loss:.4f}  {tokens_per_s:,.0f} tokens/s")
 
                 # save, stop
-                late = training.max_time_s is not None and elapsed_s() >= training.max_time_s
-                out_of_time = preemption.any_process(accelerator, late)
-                stop = preemption.any_process(accelerator, listener.told_to_stop())
+                stop = processes.any_process(accelerator, listener.told_to_stop())
                 due = config.checkpoint.every_steps is not None and state.step % config.checkpoint.every_steps == 0
                 if due or stop or out_of_time or state.step == max_steps:
                     save()
@@ -274,11 +291,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             preemption.write_marker(run_dir, step=state.step, reason=listener.reason or "another process")
             event(events, "preempted", f"step {state.step}", reason=listener.reason)
             print(f"stopped at step {state.step} of {max_steps} and saved. Run the same command again to go on.")
-        run.end(accelerator)
+        processes.end(accelerator)
         return preemption.EXIT_CODE
     finally:
         listener.close()
-        run.settle(accelerator)
+        processes.settle(accelerator)
 
     # === finish: a plain folder for everybody else ====================================================================
     if main_process:
@@ -291,7 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             digest = manifest.seal(folder, **seal, facts={"step": state.step, **models.count_parameters(bare_model)})
         event(events, "end", f"step {state.step}", manifest_digest=digest)
         run.print_end(run_dir, state, digest)
-    run.end(accelerator)
+    processes.end(accelerator)
+    if lock is not None:
+        lock.close()
     return 0
 
 

@@ -34,7 +34,7 @@ class Run:
         self.accelerator = Accelerator(cpu=True, mixed_precision="no")
         self.tokenizer = tiny / "tokenizer"
         config = CONFIG.model_copy(update={"seed": seed})
-        self.model = models.build(config, tokenizers.load(self.tokenizer))
+        self.model = models.build(config, tokenizers.load(self.tokenizer), start=None)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optim.build(Optimizer(), self.model))
         checkpoint.register_hooks(self.accelerator)
         self.model(input_ids=torch.tensor([[1, 2, 3 + seed]])).logits.square().sum().backward()

@@ -1,5 +1,7 @@
 """A model is what its configuration says, and documents of one block are isolated in fact."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -50,13 +52,13 @@ def loaded(tiny):
 @pytest.fixture
 def saved(loaded, tmp_path):
     """A small Llama as a from_pretrained folder."""
-    models.build(config(LLAMA), loaded).save_pretrained(tmp_path / "saved")
+    models.build(config(LLAMA), loaded, start=None).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
 def problem(architecture, loaded, **options) -> str:
     with pytest.raises(UserError) as caught:
-        models.build(config(architecture, **options), loaded)
+        models.build(config(architecture, **options), loaded, start=options.get("path"))
     assert all("\n" not in line for line in caught.value.problems)
     return "\n".join(caught.value.problems)
 
@@ -65,23 +67,23 @@ def problem(architecture, loaded, **options) -> str:
 
 
 def test_vocabulary_and_special_ids_come_from_the_tokenizer(loaded):
-    built = models.build(config(LLAMA), loaded)
+    built = models.build(config(LLAMA), loaded, start=None)
     assert built.config.vocab_size == built.get_input_embeddings().num_embeddings == 512
     assert (built.config.pad_token_id, built.config.bos_token_id, built.config.eos_token_id) == (0, 1, 2)
     assert (built.generation_config.bos_token_id, built.generation_config.eos_token_id) == (1, 2)
 
 
 def test_there_is_no_cache_and_weights_are_float32(loaded):
-    built = models.build(config(LLAMA), loaded)
+    built = models.build(config(LLAMA), loaded, start=None)
     assert built.config.use_cache is False
     assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
 
 
 def test_weights_depend_on_the_seed_and_on_no_draw_before(loaded):
-    first = models.build(config(LLAMA), loaded).state_dict()
+    first = models.build(config(LLAMA), loaded, start=None).state_dict()
     torch.manual_seed(99)
     torch.rand(7)
-    same, other = (models.build(config(LLAMA, seed=seed), loaded).state_dict() for seed in (0, 1))
+    same, other = (models.build(config(LLAMA, seed=seed), loaded, start=None).state_dict() for seed in (0, 1))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -103,7 +105,7 @@ def test_unknown_key_is_told_with_its_origin(loaded, tmp_path):
     )
     loaded_config = configuration.load(TrainConfig, path=path)
     with pytest.raises(UserError, match=r"train\.yaml:7: model\.config\.n_layers: .*Did you mean 'n_layer'\?"):
-        models.build(loaded_config, loaded)
+        models.build(loaded_config, loaded, start=None)
 
 
 def test_unknown_model_type_is_told_with_a_near_one(loaded):
@@ -156,7 +158,10 @@ def test_parameters_are_counted_once():
 
 
 def test_saved_model_loads_with_its_weights(saved, loaded):
-    before, after = models.build(config(LLAMA), loaded), models.build(config(path=saved), loaded)
+    before, after = (
+        models.build(config(LLAMA), loaded, start=None),
+        models.build(config(path=saved), loaded, start=Path(saved)),
+    )
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
@@ -227,7 +232,7 @@ def test_tokenizer_with_more_ids_than_embeddings_is_refused(tiny, shared):
 @pytest.mark.parametrize("architecture", [LLAMA, GPT2, QWEN3], ids=lambda a: a["model_type"])
 def test_architecture_that_isolates_is_accepted(loaded, architecture):
     settings = config(architecture)
-    models.require_isolation(models.build(settings, loaded), settings)
+    models.require_isolation(models.build(settings, loaded, start=None), settings)
 
 
 @pytest.mark.parametrize("architecture", [OPT, BLOOM, MAMBA, LFM2], ids=lambda a: a["model_type"])
@@ -235,23 +240,23 @@ def test_architecture_that_cannot_isolate_is_refused(loaded, architecture):
     """OPT and Bloom pass no positions to the mask, Mamba has a state, and LFM2's convolutions reach two tokens back."""
     settings = config(architecture, attention="sdpa" if architecture in (OPT, LFM2) else "eager")
     with pytest.raises(UserError, match=r"data.isolate_documents: this architecture cannot keep the documents"):
-        models.require_isolation(models.build(settings, loaded), settings)
+        models.require_isolation(models.build(settings, loaded, start=None), settings)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
 def test_small_weights_do_not_hide_a_leak(loaded, scale):
     settings = config({**OPT, "init_std": 0.02 * scale})
     with pytest.raises(UserError, match="cannot keep the documents"):
-        models.require_isolation(models.build(settings, loaded), settings)
+        models.require_isolation(models.build(settings, loaded, start=None), settings)
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 16, 1024])
 def test_isolation_is_tried_at_any_block_size(loaded, block_size):
-    models.require_isolation(models.build(config(LLAMA), loaded), config(LLAMA, block_size=block_size))
+    models.require_isolation(models.build(config(LLAMA), loaded, start=None), config(LLAMA, block_size=block_size))
 
 
 def test_trying_isolation_leaves_the_mode_as_it_was(loaded):
-    built = models.build(config(GPT2), loaded)
+    built = models.build(config(GPT2), loaded, start=None)
     for training in (True, False):
         models.require_isolation(built.train(training), config(GPT2))
         assert built.training is training

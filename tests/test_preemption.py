@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from codex_accel import preemption
+from codex_accel import preemption, processes
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_run_outlives_the_shell_that_started_it(monkeypatch):
 def test_alone_the_flag_is_its_own_answer():
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
-    assert preemption.any_process(accelerator, True) is True
-    assert preemption.any_process(accelerator, False) is False
+    assert processes.any_process(accelerator, True) is True
+    assert processes.any_process(accelerator, False) is False
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -1,6 +1,7 @@
 """A run's length, identity and ancestors are decided before its first step."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_accel import checkpoint, manifest, run
+from codex_accel import checkpoint, manifest, processes, run
 from codex_accel import model as models
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
@@ -80,14 +81,14 @@ def test_shortest_limit_counts():
 
 
 def test_engine_that_accelerate_has_taken_is_accepted(accelerator):
-    run.require_engine(accelerator)
+    processes.require_engine(accelerator)
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_engine_that_accelerate_has_not_taken_is_refused(accelerator, monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=f"environment: {variable} = true: asks for .*, but NO is in use"):
-        run.require_engine(accelerator)
+        processes.require_engine(accelerator)
 
 
 def test_processes_that_train_alone_are_refused(accelerator, monkeypatch):
@@ -95,16 +96,21 @@ def test_processes_that_train_alone_are_refused(accelerator, monkeypatch):
     with pytest.raises(
         UserError, match="WORLD_SIZE = 2: the launcher started 2 processes, but accelerate has joined 1"
     ):
-        run.require_engine(accelerator)
+        processes.require_engine(accelerator)
 
 
 # --- identity -----------------------------------------------------------------------------------------------------
 
 
+def parents_of(tiny, settings):
+    start = None if settings.model.path is None else Path(settings.model.path)
+    return run.parents(tiny / "dataset", tiny / "tokenizer", start)
+
+
 def identity_of(tiny, settings: TrainConfig, *, mixed_precision="no") -> dict:
     loaded = tokenizers.load(tiny / "tokenizer")
-    parents = run.parents(settings, tiny / "dataset", tiny / "tokenizer")
-    document, model = manifest.read(tiny / "dataset"), models.build(settings, loaded)
+    parents = parents_of(tiny, settings)
+    document, model = manifest.read(tiny / "dataset"), models.build(settings, loaded, start=None)
     return run.identity(settings, document, parents, model, mixed_precision=mixed_precision)
 
 
@@ -140,7 +146,7 @@ def test_paths_and_logging_may_change(tiny):
 
 def test_parents_are_dataset_tokenizer_and_start(tiny, shared):
     settings = config().model_copy(update={"model": Model(path=str(shared / "models" / "stories260K"))})
-    kinds = [parent["kind"] for parent in run.parents(settings, tiny / "dataset", tiny / "tokenizer")]
+    kinds = [parent["kind"] for parent in parents_of(tiny, settings)]
     assert kinds == ["dataset", "tokenizer", "unverified"]
 
 
@@ -160,9 +166,9 @@ def test_changed_tokenizer_is_refused(tiny):
 
 
 def test_model_of_another_tokenizer_is_refused(tiny, shared):
-    run.require_same_tokenizer(tiny / "tokenizer", tiny / "dataset")
+    run.require_same_tokenizer(tiny / "tokenizer", tiny / "dataset", key="dataset")
     with pytest.raises(UserError, match="ids mean other text to the model"):
-        run.require_same_tokenizer(shared / "models" / "stories260K", tiny / "dataset")
+        run.require_same_tokenizer(shared / "models" / "stories260K", tiny / "dataset", key="dataset")
 
 
 # --- where to go on -----------------------------------------------------------------------------------------------
@@ -208,9 +214,9 @@ def test_nonfinite_gradient_stops_the_run_or_is_noted(tmp_path):
 
 def test_sums_of_one_process_are_its_own(accelerator):
     scores = Scores(np.array([1.0]), np.array([2]), np.array([1]))
-    assert run.sum_int(accelerator, 2**53 + 1) == 2**53 + 1
-    assert run.sum_float(accelerator, torch.tensor(1.5)) == 1.5
-    assert run.sum_over_processes(accelerator, scores) is scores
+    assert processes.sum_int(accelerator, 2**53 + 1) == 2**53 + 1
+    assert processes.sum_float(accelerator, torch.tensor(1.5)) == 1.5
+    assert processes.sum_over_processes(accelerator, scores) is scores
 
 
 def test_batch_goes_to_the_device_as_it_is():

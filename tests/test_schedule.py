@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from codex_accel import schedule
 from codex_accel import schema as keys
+from codex_accel.errors import UserError
 from codex_accel.schedule import Schedule, resolve_length
 
 NAMES = ("constant", "linear", "step", "cosine", "inverse_sqrt", "wsd")
@@ -138,7 +139,12 @@ def test_build_resolves_every_length():
     )
 
 
-def test_build_never_divides_by_a_length_of_zero():
-    built = schedule.build(keys.Schedule(name="step", step_size=0, decay=0), max_steps=5, steps_per_epoch=1)
-    assert (built.step_size, built.decay_steps) == (1, 1)
-    assert built.scale_at(4) == pytest.approx(1e-4)
+def test_a_drop_every_zero_steps_is_refused():
+    with pytest.raises(UserError, match=r"schedule\.step_size = 0: is less than a step"):
+        schedule.build(keys.Schedule(name="step", step_size=0), max_steps=5, steps_per_epoch=1)
+
+
+def test_warm_up_and_decay_longer_than_the_run_are_refused():
+    settings = keys.Schedule(name="wsd", warmup=3, decay=3)
+    with pytest.raises(UserError, match=r"warmup \(3\) and decay \(3\) take more than the run's 5 steps"):
+        schedule.build(settings, max_steps=5, steps_per_epoch=1)

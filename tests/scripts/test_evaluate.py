@@ -45,7 +45,6 @@ def test_64_windows_of_alice_do_not_depend_on_the_batch_size(fork_server, shared
         assert report["counts"]["num_windows_scored"] == 64
         losses.append(report["metrics"]["loss"])
     assert max(losses) - min(losses) < 1e-5
-    assert losses[0] == pytest.approx(3.8016, abs=1e-3)  # this model, this text; from the first run of this code
 
 
 @pytest.mark.distributed

@@ -1,6 +1,7 @@
 """scripts/train.py as its users meet it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +33,14 @@ def test_a_copy_elsewhere_with_one_line_of_its_loop_edited_runs(fork_server, cha
 
 def test_a_finished_run_says_so_and_changes_nothing(chain, capsys):
     before = {path: path.stat().st_mtime_ns for path in (chain / "run").rglob("*")}
-    assert load_script("train").main(train_argv(chain, chain / "run")) == 0
+    assert load_script("train").main(train_argv(chain, chain / "run", "training.max_steps=4")) == 0
     assert "is complete" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (chain / "run").rglob("*")} == before
 
 
 def test_the_run_folder_holds_what_the_architecture_page_names(chain):
     run = chain / "run"
-    names = {"config.yaml", "run.json", "metrics.ndjson", "events.ndjson", "checkpoints", "final"}
+    names = {".lock", "config.yaml", "run.json", "metrics.ndjson", "events.ndjson", "checkpoints", "final"}
     assert {path.name for path in run.iterdir()} == names
     facts = json.loads((run / "run.json").read_text())
     assert facts["max_steps"] == 4
@@ -65,8 +66,6 @@ def test_a_missing_dataset_is_one_line(tmp_path):
 
 
 def test_a_damaged_dataset_is_refused(chain, tmp_path):
-    import shutil
-
     shutil.copytree(chain / "dataset", tmp_path / "dataset")
     shutil.copytree(chain / "tokenizer", tmp_path / "tokenizer")
     shard = next((tmp_path / "dataset").glob("train-*.arrow"))
@@ -177,3 +176,49 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(fork_server, chain,
     job = fork_server.run("train", train_argv(chain, tmp_path / "file" / "run"))
     assert job.codes == [2], job.output
     assert "cannot be written" in job.output
+
+
+def test_a_damaged_start_model_is_refused(chain, tmp_path):
+    shutil.copytree(chain / "run" / "final", tmp_path / "start")
+    path = tmp_path / "start" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    argv = [a for a in train_argv(chain, tmp_path / "run") if not a.startswith("model.config")]
+    problems = refused([*argv, f"model.path={tmp_path}/start"])
+    assert any("model.safetensors: has changed" in problem for problem in problems)
+
+
+def test_a_complete_run_with_other_settings_is_refused(chain):
+    problems = refused(train_argv(chain, chain / "run", "training.max_steps=4", "optimizer.learning_rate=9.0"))
+    assert "optimizer.learning_rate: 0.003 -> 9.0" in problems[1]
+
+
+def test_drift_is_allowed_by_known_names_only(fork_server, chain, tmp_path):
+    job = fork_server.run("train", train_argv(chain, tmp_path / "run", "allow_drift=[training.max_step]"))
+    assert job.codes == [2]
+    assert "Did you mean 'training.max_steps'" in job.output
+
+
+def test_a_branch_names_the_checkpoint_it_came_from(fork_server, chain, tmp_path):
+    drift = "allow_drift=[training.max_steps]"
+    start = chain / "run" / "checkpoints" / "step-000000003"
+    argv = train_argv(chain, tmp_path / "run", f"resume={start}", "training.max_steps=6", drift)
+    job = fork_server.run("train", argv)
+    assert job.codes == [0], job.output
+    parents = json.loads((tmp_path / "run" / "final" / "manifest.json").read_text())["parents"]
+    assert [parent["kind"] for parent in parents] == ["dataset", "tokenizer", "checkpoint"]
+    job = fork_server.run("train", argv)
+    assert job.codes == [2]
+    assert "holds a run already" in job.output
+
+
+def test_a_second_run_in_one_folder_is_refused(fork_server, chain, tmp_path):
+    first = fork_server.start("train", train_argv(chain, tmp_path / "run", "training.max_steps=4000"))
+    while not (tmp_path / "run" / "run.json").exists():
+        assert first.alive(), first.output
+    second = fork_server.run("train", train_argv(chain, tmp_path / "run", "training.max_steps=4000"))
+    first.kill()
+    assert first.wait() == [-9]
+    assert second.codes == [2]
+    assert "another process trains in it" in second.output
