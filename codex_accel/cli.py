@@ -152,7 +152,7 @@ def _base_lines(model: type[Section], depth: int) -> Iterator[str]:
     pad = "  " * depth
     for name, field in model.model_fields.items():
         section = configuration.section_of(field.annotation)
-        if section is not None and field.annotation is section:
+        if section and configuration.is_section(field.annotation):
             yield f"\n{pad}{name}:\n"
             yield from _base_lines(section, depth + 1)
             continue

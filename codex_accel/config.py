@@ -154,6 +154,11 @@ def _model_at(model: type[Section], path: KeyPath) -> type[Section] | None:
     return current if isinstance(current, type) and issubclass(current, Section) else None
 
 
+def is_section(annotation: Any) -> bool:
+    """Whether a field is one section itself, not a list of them or an optional one."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class inside an annotation such as `list[Source]` or `Source | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -279,7 +284,7 @@ def keys_of(model: type[Section], prefix: str = "") -> Iterator[Key]:
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if section is not None and field.annotation is section:
+        if section and is_section(field.annotation):
             yield from keys_of(section, f"{prefix}{name}.")
             continue
         shown = None if field.is_required() else to_yaml_value(default)

@@ -223,7 +223,7 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
             self._open[split] = current
         current[1].add(document)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         for _, writer in self._open.values():
             writer.close()
 

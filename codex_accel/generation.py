@@ -37,7 +37,7 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: GenerateConfi
     torch.manual_seed(config.seed)
     model.generation_config = GenerationConfig()  # generate() takes from there whatever is not set below
     input_ids = torch.tensor([prompt_ids], device=model.device)
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         generation_config=GenerationConfig(

@@ -5,6 +5,7 @@ folder runs, and documents that share a block are isolated in fact, not by assum
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from codex_accel.tokenizer import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 # Rows are padded on the right, where a causal model cannot look, and a mask would undo the isolation of documents.
-transformers.utils.logging.get_logger("transformers.modeling_utils").addFilter(
+logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "passing in an `attention_mask`" not in record.getMessage()
 )
 
@@ -33,7 +34,7 @@ def build(config: TrainConfig, tokenizer: Tokenizer, *, start: Path | None) -> P
     """The model to train, in float32, without a cache: from the folder `start`, or fresh weights from `config.seed`."""
     if start is not None:
         model = load(start, attention=config.model.attention, key="model.path")
-        num_embeddings = model.get_input_embeddings().num_embeddings
+        num_embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
         if tokenizer.vocab_size > num_embeddings:
             what = (
                 f"has {num_embeddings} embeddings, the dataset's tokenizer {tokenizer.vocab_size} ids. They do not fit."

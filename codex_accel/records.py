@@ -211,6 +211,7 @@ class Reader:
 
     def _record(self, number: int, offset: int, value: dict[str, Any]) -> Record:
         source = self.raw.source
+        parts: tuple[tuple[str, bool], ...]
         if source.prompt is not None and source.completion is not None:
             parts = ((_field(value, source.prompt), False), (_field(value, source.completion), True))
         else:

@@ -44,7 +44,7 @@ def _scalar(text: str) -> Any:
 class _Loader(yaml.BaseLoader):
     """Leaves `!` on what has no tag, so that a written one, `!!str` too, can be told apart."""
 
-    DEFAULT_SCALAR_TAG = DEFAULT_SEQUENCE_TAG = DEFAULT_MAPPING_TAG = "!"
+    DEFAULT_SCALAR_TAG = DEFAULT_SEQUENCE_TAG = DEFAULT_MAPPING_TAG = "!"  # type: ignore[misc]
 
 
 class Reader:
@@ -95,6 +95,7 @@ class Reader:
         try:
             if isinstance(node, yaml.SequenceNode):
                 return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+            assert isinstance(node, yaml.MappingNode)  # there is no fourth kind
             return self.mapping(node, path)
         finally:
             self.open_nodes.discard(id(node))

@@ -126,10 +126,10 @@ class ForkServer:
             pids.append(self._ask(job)["pid"])
         return Job(self, pids, log)
 
-    def run(self, script: str | Path, argv: list[str], **options) -> "Job":
+    def run(self, script: str | Path, argv: list[str], *, timeout_s: float = 90, **options) -> "Job":
         """Start and wait."""
         job = self.start(script, argv, **options)
-        job.wait()
+        job.wait(timeout_s)
         return job
 
     def poll(self, pid: int) -> int | None:

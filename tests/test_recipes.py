@@ -116,7 +116,9 @@ def test_shakespeare_reaches_the_published_loss(fork_server, shared, tmp_path, t
             "prepare_data": [f"tokenizer={tmp_path}/train_tokenizer"],
             "train": [f"data.dataset={tmp_path}/prepare_data"],
         }[stage]
-        job = fork_server.run(stage, ["--config", f"configs/shakespeare_char/{name}.yaml", output, *more])
+        job = fork_server.run(
+            stage, ["--config", f"configs/shakespeare_char/{name}.yaml", output, *more], timeout_s=600
+        )
         assert job.codes == [0], job.output
     last = json.loads((tmp_path / "train" / "metrics.ndjson").read_text().splitlines()[-1])
     assert last["split"] == "validation"
