@@ -38,5 +38,6 @@ def coverage(session: nox.Session) -> None:
     install(session)
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *session.posargs)
-    session.run("coverage", "combine", "--quiet")
+    # a process that a test has killed may leave half a data file, which combine names, leaves out and counts as an error
+    session.run("coverage", "combine", "--quiet", success_codes=[0, 1])
     session.run("coverage", "report")

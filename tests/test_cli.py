@@ -28,7 +28,6 @@ HEAVY = {
     "tokenizers",
     "safetensors",
 }
-HELP_CPU_S = 0.35  # user + system; 0.30 to 0.34 on the development machine when it was measured (2026-11-22)
 ROOTS = [root for root in vars(schema).values() if isinstance(root, type) and root.__base__ is StageConfig]
 
 STAGE = '''"""Say what the config holds.
@@ -151,27 +150,16 @@ def test_reader_that_has_gone_is_no_error(stage, flag):
 
 
 @pytest.mark.parametrize("script", SCRIPTS or [None], ids=lambda script: script.name if script else "none")
-def test_help_of_every_script_is_quick_and_light(script, tmp_path):
-    """CPU time as the kernel counts it for the one process (os.wait4); the least of three, for a busy machine."""
+def test_help_of_every_script_imports_nothing_heavy(script, tmp_path):
+    """What keeps it under 0.35 s of CPU time; `python benchmarks/help_time.py` measures that."""
     assert script, "there is no script in scripts/"
-    times = []
-    for attempt in range(3):
-        trace = ["-X", "importtime"] if attempt == 0 else []
-        with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
-            process = subprocess.Popen([sys.executable, *trace, script, "--help"], stdout=out, stderr=err, cwd=tmp_path)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        errors = (tmp_path / "err").read_text()
-        assert process.returncode == 0, errors
-        assert (tmp_path / "out").read_text().startswith(f"usage: python scripts/{script.name} --config FILE")
-        if attempt == 0:
-            modules = {name.partition(".")[0] for name in re.findall(r"\| +([\w.]+)$", errors, re.MULTILINE)}
-            assert {"codex_accel", "pydantic"} <= modules
-            assert sorted(modules & HEAVY) == []
-        times.append(usage.ru_utime + usage.ru_stime)
-        if min(times) < HELP_CPU_S:
-            return
-    pytest.fail(f"{script.name} --help takes {min(times):.2f} s of CPU time, more than {HELP_CPU_S} s")
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python scripts/{script.name} --config FILE")
+    modules = {name.partition(".")[0] for name in re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE)}
+    assert {"codex_accel", "pydantic"} <= modules
+    assert sorted(modules & HEAVY) == []
 
 
 # --- exit codes ---------------------------------------------------------------------------------------------------
