@@ -38,6 +38,6 @@ def coverage(session: nox.Session) -> None:
     install(session)
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *session.posargs)
-    # a process that a test has killed may leave half a data file, which combine names, leaves out and counts as an error
+    # a process that a test has killed may leave half a data file, which combine names and leaves out
     session.run("coverage", "combine", "--quiet", success_codes=[0, 1])
     session.run("coverage", "report")
