@@ -61,7 +61,8 @@ def settle(accelerator: Accelerator) -> None:
     """Give gloo's threads the interpreter for a moment, so that they can drop the tensors of the last collective.
 
     Measured with torch 2.13: `~ProcessGroupGloo`, run while this thread holds the interpreter lock, waits for a thread
-    that waits for the same lock to drop its tensor. Without it 3 of 6 repetitions of tests/test_resume.py hung at a run's end, with it none of 6.
+    that waits for the same lock to drop its tensor. Without it 3 of 6 repetitions of tests/test_resume.py hung at a
+    run's end, with it none of 6.
     """
     if accelerator.num_processes > 1:
         time.sleep(0.2)
