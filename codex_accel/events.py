@@ -54,7 +54,7 @@ class LineLog:
 
 
 def event(log: LineLog, kind: str, message: str, **facts: Any) -> None:
-    """Append one event (start, resume, save, prune, rejected checkpoint, skip, preempted, end) with its time."""
+    """Append one event (start, resume, sweep, save, prune, skip, preempted, end ...) with its time."""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     log.write({"time": time, "kind": kind, "process": int(os.environ.get("RANK", "0")), "message": message, **facts})
 

@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # === model: weights and optimizer, prepared for the engine =======================================================
     model = models.build(config, tokenizer, start=start_dir).to(device)
     models.require_causal(model, config)
-    if config.data.isolate_documents and blocks.facts()["blocks_with_boundary"]:
+    plan = blocks.facts()
+    if config.data.isolate_documents and plan["blocks_with_boundary"]:
         models.require_isolation(model, config)
     parents = run.parents(dataset_dir, tokenizer_dir, start_dir)
     identity = run.identity(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "mixed_precision": accelerator.mixed_precision,
         "device": str(device),
         "schedule": dataclasses.asdict(lr_schedule),
-        "blocks": blocks.facts(),
+        "blocks": plan,
         "parents": parents,
     }
     if main_process:
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen is not None:
         state, saved_identity = checkpoint.load(accelerator, chosen)
         run.require_same(chosen, saved_identity, identity, allowed=config.allow_drift)
-        parents += run.branch_parents(chosen, run_dir)
+        parents += run.branch_parents(chosen, run_dir)  # in place: `facts` holds the same list
         if not run.is_own(chosen, run_dir):
             state.metrics_bytes = 0  # of the other run's log
     if not metrics.cut_back(state.metrics_bytes):
@@ -249,10 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         loss_sum += micro_loss.detach()
                 grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
                 bad_loss = processes.any_process(accelerator, not math.isfinite(float(loss_sum)))
-                overflow = (
-                    accelerator.scaler is not None and not bad_loss
-                )  # the scaler skips this step and halves itself
-                finite = overflow or (math.isfinite(grad_norm) and not bad_loss)
+                # with a scaler an infinite norm is an overflow: it skips the step itself and halves its scale
+                finite = not bad_loss and (math.isfinite(grad_norm) or accelerator.scaler is not None)
                 if finite:
                     optimizer.step()
                 optimizer.zero_grad()
