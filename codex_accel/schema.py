@@ -41,22 +41,43 @@ class Source(Section):
     """Raw input: which files, how they are read, and which fields are used."""
 
     path: NonEmpty = Field(description="File, folder or glob; folders and globs are read in sorted order")
-    format: Literal["auto", "jsonl", "text"] = Field(
-        "auto", description="auto goes by the suffix: .jsonl, .txt, .md, .py"
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet"] = Field(
+        "auto",
+        description="auto goes by the suffix: .jsonl, .ndjson, .json (one array), .csv, .tsv, .txt, .md, .py, .parquet; "
+        ".gz or .zst may follow",
     )
     encoding: str = Field("utf-8", description="Text encoding of the files, by its Python name")
     unit: Literal["line", "paragraph", "file"] = Field("line", description="What one record of a text file is")
-    text: str = Field("text", description="Field of a record that holds its text")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="Between the fields of csv and tsv; null: a comma for csv, a tab for tsv"
+    )
+    quoted: bool = Field(
+        True, description="Fields of csv and tsv may be quoted as RFC 4180 says; false: quotes are text"
+    )
+    text: str = Field(
+        "text", description="Field that holds the text; `value` takes a JSON value that is no object as the field value"
+    )
     prompt: str | None = Field(
         None, description="Field with the prompt; then `completion` is needed and `text` is unused"
     )
     completion: str | None = Field(None, description="Field with the completion, the only part that is a target")
+    messages: str | None = Field(
+        None, description="Field with a list of {role, content}, of which the assistant's are targets; `text` is unused"
+    )
+    chat_template: str | None = Field(
+        None, description="File with the Jinja template that renders messages; null: the tokenizer's own"
+    )
+    required: list[NonEmpty] = Field([], description="More fields that each record must have")
     split: str | None = Field(None, description="Split of all its records, for split.method = given")
 
     @model_validator(mode="after")
-    def _pairs(self) -> "Source":
+    def _shape(self) -> "Source":
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion belong together. Name both fields or neither.")
+        if self.messages is not None and self.prompt is not None:
+            raise ValueError("give messages, or prompt and completion, not both.")
+        if self.chat_template is not None and self.messages is None:
+            raise ValueError("chat_template renders messages. Name their field, or remove the template.")
         return self
 
 
@@ -142,21 +163,41 @@ class Split(Section):
         return self
 
 
+Sources = list[Source]  # `list` is a key below
+
+
 class PrepareConfig(StageConfig):
     """Keys of scripts/prepare_data.py."""
 
     output_dir: NonEmpty = _output("the dataset")
     overwrite: bool = _OVERWRITE
     dry_run: bool = Field(False, description="Print what would be read and stop; nothing is written")
-    tokenizer: NonEmpty = Field(description="Tokenizer folder")
-    sources: list[Source] = Field(description="What to prepare", min_length=1)
+    list: bool = Field(False, description="Print the prepared datasets beside output_dir with their sizes, and stop")
+    list_split: str | None = Field(None, description="Print the record ids of this split of output_dir, and stop")
+    gc: bool = Field(
+        False, description="Remove datasets beside output_dir whose raw files or tokenizer are gone, and stop"
+    )
+    tokenizer: NonEmpty = Field(description="Tokenizer folder, or a sentencepiece .model file")
+    sources: Sources = Field(description="What to prepare", min_length=1)
     split: Split = Split()
     add_bos: bool = Field(True, description="Put the BOS token before each document")
     add_eos: bool = Field(True, description="Put the EOS token after each document")
     on_bad_record: Literal["quarantine", "error"] = Field("quarantine", description="Set bad records aside, or stop")
     max_bad_fraction: Fraction = Field(0.01, description="Stop if more than this share of the records is bad")
     max_record_bytes: Positive = Field(64 * 2**20, description="Longer records are bad; bytes")
+    allow_no_target: bool = Field(False, description="Keep documents without a target token instead of stopping")
+    duplicates: Literal["keep", "remove"] = Field(
+        "keep", description="Records of equal content are counted and listed; remove: one of them is kept"
+    )
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None,
+        description="Treat records as duplicates too if an earlier one has this Jaccard similarity of 5-word shingles, "
+        "by MinHash; null: not looked for",
+    )
     unit_bytes: Positive = Field(64 * 2**20, description="Input that goes into one set of shards; bytes of a file")
+    num_threads: Positive | None = Field(
+        None, description="Threads that tokenize, in each process; null: the cores shared among the processes"
+    )
 
 
 class Model(Section):
