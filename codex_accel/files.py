@@ -133,6 +133,18 @@ def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        take_name(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def take_name(temporary: Path, final: Path) -> None:
+    """Give the whole folder `temporary` its final name, in place of a folder that stands there, or leave all as it was.
+
+    The caller has flushed the files inside (`manifest.seal` does).
+    """
+    try:
         replaced = move_to_trash(final) if final.exists() else None
         os.rename(temporary, final)
         fsync_path(final.parent)
@@ -141,5 +153,4 @@ def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
     except BaseException:
         if not final.exists() and _trash_name(final).exists():
             os.rename(_trash_name(final), final)
-        shutil.rmtree(temporary, ignore_errors=True)
         raise

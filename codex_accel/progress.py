@@ -23,18 +23,23 @@ def bar(title: str, *, total: int, done: int = 0, unit: str = "") -> Iterator[Ca
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
+    if unit == "bytes":
+        amount: tuple = (DownloadColumn(), TransferSpeedColumn())
+    else:
+        amount = (MofNCompleteColumn(), TextColumn(unit))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        *amount,
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -1,45 +1,52 @@
-"""Records out of raw files: every line is a record, a blank line, or a located bad record.
+"""Records out of raw files, by field mapping: every value is a record or a located bad record.
 
-Rule: nothing is dropped in silence. What cannot be used comes out as a `BadRecord` with file, line and reason, and the
-digest of a file is taken from the very bytes that were parsed.
+Rule: nothing is dropped in silence, equal content has an equal id wherever it lies, and a reason repeats no data.
 """
 
-import codecs
-import glob
+import functools
 import hashlib
-import json
-import math
-import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, NamedTuple
 
-from codex_accel import files
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from codex_accel import files, formats
 from codex_accel.errors import UserError
+from codex_accel.lines import Reading
 from codex_accel.schema import Source
+from codex_accel.sources import RawFile, Unit
 
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".py": "text"}
-BOM = b"\xef\xbb\xbf"
+
+class Part(NamedTuple):
+    """A stretch of a document."""
+
+    text: str
+    is_target: bool
+    is_special: bool = False  # placed by a chat template, and the name of a special token
 
 
 @dataclass(frozen=True)
 class Record:
-    """One document before tokenization: its parts in order, each with whether it is a target."""
+    """One document before tokenization: its parts in order."""
 
     file: str
-    line: int  # 1-based, of its first line
-    offset: int  # of its first byte in the file
-    parts: tuple[tuple[str, bool], ...]  # ((prompt, False), (completion, True)) or ((text, True),)
+    line: int  # 1-based, of its first line; Parquet: of its row
+    parts: tuple[Part, ...]  # (prompt, completion), (text,) or what a chat template made
     key: str | None = None  # value of split.key
 
-    @property
+    @functools.cached_property
     def id(self) -> bytes:
-        """16 bytes of SHA-256 over the content: equal content has an equal id, wherever it lies."""
-        return hashlib.sha256(json.dumps(self.parts).encode()).digest()[:16]
+        """16 bytes of SHA-256 over the content: of each part a byte of flags, the length in 8 bytes and its UTF-8."""
+        digest = hashlib.sha256()
+        for text, is_target, is_special in self.parts:
+            data = text.encode()
+            digest.update(bytes([is_target + 2 * is_special]) + len(data).to_bytes(8, "big"))
+            digest.update(data)
+        return digest.digest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BadRecord:
     """A record that cannot be used, and why."""
 
@@ -48,178 +55,43 @@ class BadRecord:
     reason: str  # `<kind>: <detail>`, or the kind alone; of kinds there are few, so they can be counted
 
 
-@dataclass(frozen=True)
-class RawFile:
-    """One file of a source, with its format decided."""
-
-    path: Path
-    format: str
-    source: Source
-
-
-def resolve(sources: list[Source], *, config_problem: Any, key: str = "sources.{}") -> list[RawFile]:
-    """Every file that `sources` name, in order of the sources and sorted by path within each.
-
-    `config_problem(key, what)` makes the problem line; `key` is where source number {} stands in the config. Raises:
-    UserError listing each path without a match, empty file, file whose format cannot be told, and unknown or unsuitable
-    encoding.
-    """
-    found: list[RawFile] = []
-    problems: list[str] = []
-    for index, source in enumerate(sources):
-        paths = _expand(source.path)
-        if not paths:
-            problems.append(
-                config_problem(f"{key.format(index)}.path", f"no file matches {source.path!r}. Check the path.")
-            )
-        for path in paths:
-            format_ = SUFFIXES.get(path.suffix.lower()) if source.format == "auto" else source.format
-            if format_ is None:
-                what = f"cannot tell the format of '{path}' by its suffix. Set format, or name only the files you want."
-                problems.append(config_problem(f"{key.format(index)}.path", what))
-            elif path.stat().st_size == 0:
-                problems.append(
-                    config_problem(f"{key.format(index)}.path", f"'{path}' is empty. Remove it or name others.")
-                )
-            else:
-                found.append(RawFile(path, format_, source))
-        try:
-            if "\n".encode(_codec(source.encoding)) != b"\n":
-                what = f"{source.encoding!r} does not write a line end as one byte. Convert the file to utf-8 first."
-                problems.append(config_problem(f"{key.format(index)}.encoding", what))
-        except (LookupError, ValueError):
-            what = f"unknown encoding {source.encoding!r}. Use a Python codec name such as utf-8 or latin-1."
-            problems.append(config_problem(f"{key.format(index)}.encoding", what))
-    if problems:
-        raise UserError(*problems)
-    return found
-
-
-def _codec(encoding: str) -> str:
-    """Python's own name of an encoding; utf-8-sig is utf-8, whose mark at the start of a file is always dropped."""
-    return codecs.lookup(encoding).name.removesuffix("-sig")
-
-
-def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    if path.is_dir():
-        inside = (p for p in path.rglob("*") if p.is_file())
-        return sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    if path.is_file():
-        return [path]
-    return sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+Render = Callable[[list[dict[str, str]]], tuple[Part, ...]]
+Shape = Callable[[Any], tuple[tuple[Part, ...], str | None]]  # of a value: (parts, key); raises ValueError
 
 
 class Reader:
-    """Iterates over the records of one file; `sha256` and `num_bytes` are of the bytes that went through."""
+    """Iterates over the records of one unit; `num_bytes` raw bytes have gone through so far.
 
-    def __init__(self, raw: RawFile, *, max_record_bytes: int, key: str | None = None):
-        self.raw, self.max_record_bytes, self.key = raw, max_record_bytes, key
-        self.encoding = _codec(raw.source.encoding)
-        self.num_bytes = 0
-        self._hash = hashlib.sha256()
+    `render` turns messages into parts, and raises ValueError for those that it cannot take. Raises: UserError, from the
+    iteration too: if the file has changed since the unit was cut, is damaged, or is not of its format.
+    """
+
+    def __init__(self, unit: Unit, *, max_record_bytes: int, key: str | None = None, render: Render | None = None):
+        source = unit.raw.source
+        if source.messages is not None and render is None:
+            what = "messages need a chat template, and none is used here. Name text, or prompt and completion"
+            raise UserError(f"{unit.raw.path}: {what}.")
+        self.unit = unit
+        self._reading = Reading(max_record_bytes, fields=tuple(_mapped(source, key)), present=tuple(source.required))
+        self._shape = _text if unit.raw.format == "text" else _shape(source, key, render)
 
     @property
-    def sha256(self) -> str:
-        """Digest of what was read so far: of the file, once the iteration has ended."""
-        return self._hash.hexdigest()
+    def num_bytes(self) -> int:
+        """Raw bytes consumed so far."""
+        return self._reading.num_bytes
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
-        self.num_bytes, self._hash = 0, hashlib.sha256()
-        with open(self.raw.path, "rb") as stream:
-            lines = self._lines(stream)
-            yield from self._from_json(lines) if self.raw.format == "jsonl" else self._from_text(lines)
-
-    def _lines(self, stream: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
-        """(number, offset, line with its end); a line over the limit comes as None. Memory is bounded by the limit."""
-        number = 0
-        limit = self.max_record_bytes + len(BOM + b"\r\n")  # what a line of the allowed length can take
-        while line := stream.readline(limit):
-            number, offset = number + 1, self.num_bytes
-            self._count(line)
-            if number == 1 and self.encoding == "utf-8":
-                line = line.removeprefix(BOM)
-            if len(line.removesuffix(b"\n").removesuffix(b"\r")) > self.max_record_bytes:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(1 << 20)
-                    self._count(line)
-                yield number, offset, None
+        file, shape = str(self.unit.raw.path), self._shape
+        self._reading.num_bytes = 0
+        for line, value in formats.FORMATS[self.unit.raw.format](self.unit, self._reading):
+            try:
+                if isinstance(value, ValueError):
+                    raise value
+                parts, key = shape(value)
+            except ValueError as error:
+                yield BadRecord(file, line, str(error))
             else:
-                yield number, offset, line
-
-    def _count(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.num_bytes += len(data)
-
-    def _bad(self, line: int, reason: str) -> BadRecord:
-        return BadRecord(str(self.raw.path), line, reason)
-
-    def _decode(self, data: bytes) -> str:
-        """Text of `data`; raises ValueError with the place of the first byte that is not in the encoding."""
-        try:
-            return data.decode(self.encoding)
-        except UnicodeDecodeError as error:
-            found = data[error.start : error.start + 1].hex()
-            raise ValueError(
-                f"not {self.encoding}: byte 0x{found} at column {error.start + 1}. Convert the file, or set encoding"
-            ) from error
-
-    def _from_text(self, lines: Iterator[tuple[int, int, bytes | None]]) -> Iterator[Record | BadRecord]:
-        """One record a line, a paragraph (lines between blank ones) or a file, with line ends as one newline."""
-        unit = self.raw.source.unit
-        start, pending = (1, 0), list[str]()  # (line, offset) of the record that is being gathered
-        size, failed = 0, None
-        for number, offset, line in lines:
-            blank = line is not None and not line.strip()
-            if unit == "line" or (unit == "paragraph" and blank) or (not pending and failed is None):
-                yield from self._emit(start, pending, failed)
-                start, pending, size, failed = (number, offset), [], 0, None
-            if blank and unit != "file":
-                continue
-            size += len(line or b"")
-            if failed is not None:
-                continue
-            try:
-                if line is None or size > self.max_record_bytes + 2:
-                    raise ValueError(f"longer than max_record_bytes = {self.max_record_bytes}")
-                pending.append(self._decode(line).replace("\r\n", "\n"))
-            except ValueError as error:
-                failed, pending = self._bad(number, str(error)), []
-        yield from self._emit(start, pending, failed)
-
-    def _emit(
-        self, start: tuple[int, int], pending: list[str], failed: BadRecord | None
-    ) -> Iterator[Record | BadRecord]:
-        text = "".join(pending)
-        if self.raw.source.unit != "file":
-            text = text.removesuffix("\n")
-        if failed is not None:
-            yield failed
-        elif text.strip():
-            yield Record(str(self.raw.path), *start, ((text, True),))
-
-    def _from_json(self, lines: Iterator[tuple[int, int, bytes | None]]) -> Iterator[Record | BadRecord]:
-        for number, offset, line in lines:
-            if line is not None and not line.strip():
-                continue
-            try:
-                if line is None:
-                    raise ValueError(f"longer than max_record_bytes = {self.max_record_bytes}")
-                yield self._record(number, offset, parse_object(self._decode(line.rstrip())))
-            except ValueError as error:
-                yield self._bad(number, str(error))
-
-    def _record(self, number: int, offset: int, value: dict[str, Any]) -> Record:
-        source = self.raw.source
-        parts: tuple[tuple[str, bool], ...]
-        if source.prompt is not None and source.completion is not None:
-            parts = ((_field(value, source.prompt), False), (_field(value, source.completion), True))
-        else:
-            parts = ((_field(value, source.text), True),)
-        if not any(text for text, is_target in parts if is_target):
-            raise ValueError(f"field {source.completion or source.text!r} is empty, so nothing is a target")
-        key = None if self.key is None else _field(value, self.key)
-        return Record(str(self.raw.path), number, offset, tuple(parts), key)
+                yield Record(file, line, parts, key)
 
 
 def describe(raw: RawFile) -> dict[str, Any]:
@@ -228,58 +100,129 @@ def describe(raw: RawFile) -> dict[str, Any]:
     return {"path": str(raw.path), "format": raw.format, "size": size, "sha256": digest}
 
 
-def parse_object(text: str) -> dict[str, Any]:
-    """One JSON object, by RFC 8259 and stricter: duplicate keys, NaN and numbers out of range are refused.
-
-    Raises: ValueError with the reason.
-    """
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite_float, parse_int=_integer
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, not an object")
-    return value
+# --- field mapping ------------------------------------------------------------------------------------------------
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"duplicate key: {reprlib.repr(twice)}")
-    return value
+def _mapped(source: Source, key: str | None) -> list[str]:
+    """Names of the fields that are used, the parts first and the key last."""
+    if source.messages is not None:
+        parts = [source.messages]
+    elif source.prompt is not None and source.completion is not None:
+        parts = [source.prompt, source.completion]
+    else:
+        parts = [source.text]
+    return parts if key is None else [*parts, key]
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+def _text(value: str) -> tuple[tuple[Part, ...], None]:
+    return (Part(value, True),), None
 
 
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"number out of range: {text[:20]}")
-    return value
+def _shape(source: Source, key: str | None, render: Render | None) -> Shape:
+    """What makes parts and key of a value of this source."""
+    validate = _validator(source, key)
+    names = _mapped(source, key)
+    wrap = source.text == "value" and source.messages is None and source.prompt is None
+    key_name = () if key is None else (key,)
+
+    def shape(value: Any) -> tuple[tuple[Part, ...], str | None]:
+        if not isinstance(value, dict):
+            if not wrap:
+                raise ValueError(f"a JSON {_type(value)}, not an object")
+            value = {"value": value}
+        try:
+            validate(value)
+        except ValidationError as error:
+            raise ValueError(_reason(error, value, source.messages)) from None
+        for name in key_name if render and source.messages else names:
+            _require_unicode(value[name], name)
+        found = None if key is None else value[key]
+        if source.messages is not None and render is not None:
+            return _conversation(value[source.messages], source.messages, render), found
+        target = value[names[0]] if source.prompt is None else value[names[1]]
+        if not target:
+            raise ValueError(f"field {source.completion or source.text!r} is empty, so nothing is a target")
+        if source.prompt is None:
+            return (Part(target, True),), found
+        return (Part(value[source.prompt], False), Part(target, True)), found
+
+    return shape
 
 
-def _integer(text: str) -> int:
-    if len(text) > 400:
-        raise ValueError(f"integer too long: {len(text)} digits")
-    return int(text)
+def _conversation(messages: list[dict[str, Any]], name: str, render: Render) -> tuple[Part, ...]:
+    """Parts of messages that have the right shape; raises ValueError if nothing in them is a target."""
+    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    for turn in turns:
+        _require_unicode(turn["role"], name)
+        _require_unicode(turn["content"], name)
+    if not any(turn["role"] == "assistant" and turn["content"] for turn in turns):
+        raise ValueError(f"field {name!r} has no assistant message with text, so nothing is a target")
+    parts = render(turns)
+    if not any(part.text and part.is_target for part in parts):
+        raise ValueError("the chat template makes no text a target")
+    return parts
 
 
-def _field(value: dict[str, Any], name: str) -> str:
-    if name not in value:
-        raise ValueError(f"no field {name!r}: there are {', '.join(map(reprlib.repr, list(value)[:8])) or 'none'}")
-    text = value[name]
-    if not isinstance(text, str):
-        raise ValueError(f"field {name!r} is of type {type(text).__name__}, not text")
+def _require_unicode(text: str, name: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"field {name!r} holds a lone surrogate: at character {error.start + 1}") from None
-    return text
+
+
+# --- what a record must look like ---------------------------------------------------------------------------------
+
+
+class Message(BaseModel):
+    """A turn of a conversation; other keys are ignored."""
+
+    model_config = ConfigDict(strict=True)
+    role: str
+    content: str
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("null")
+    return value
+
+
+def _validator(source: Source, key: str | None) -> Callable[[Any], Any]:
+    """The check of a record by a pydantic model made for this source; names of fields stand as aliases, being free."""
+    types: dict[str, Any] = dict.fromkeys(_mapped(source, key), str)
+    types |= {name: Annotated[Any, AfterValidator(_not_null)] for name in source.required if name not in types}
+    if source.messages is not None:
+        types[source.messages] = Annotated[list[Message], Field(min_length=1)]
+    fields: Any = {f"field_{n}": (type_, Field(alias=name)) for n, (name, type_) in enumerate(types.items())}
+    model = create_model("Value", __config__=ConfigDict(strict=True, extra="ignore"), **fields)
+    return TypeAdapter(model).validator.validate_python
+
+
+def _reason(error: ValidationError, value: dict[str, Any], messages: str | None) -> str:
+    """The first fault that pydantic found, in a line without the data."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name, kind = fault["loc"][0], fault["type"]
+    if len(fault["loc"]) == 1 and kind == "missing":
+        return f"no field {name!r}: there are {formats.names(list(value))}"
+    if kind == "value_error":
+        return f"field {name!r} is null"
+    if name == messages:
+        return f"field {name!r} is no list of messages: {_message_fault(value[messages], fault)}"
+    return f"field {name!r} is of type {_type(value[str(name)])}, not text"
+
+
+def _message_fault(messages: Any, fault: Any) -> str:
+    if len(fault["loc"]) == 1:
+        return "it is empty" if fault["type"] == "too_short" else f"it is of type {_type(messages)}"
+    place, *field = fault["loc"][1:]
+    if not field:
+        return f"message {place + 1} is of type {_type(messages[place])}, not an object"
+    if fault["type"] == "missing":
+        return f"message {place + 1} has no {field[0]!r}"
+    return f"{field[0]!r} of message {place + 1} is of type {_type(messages[place][field[0]])}, not text"
+
+
+def _type(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

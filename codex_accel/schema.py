@@ -103,7 +103,9 @@ class SpecialTokens(Section):
     pad: NonEmpty = Field("[PAD]", description="Padding; id 0")
     bos: NonEmpty = Field("[BOS]", description="Start of a document; id 1")
     eos: NonEmpty = Field("[EOS]", description="End of a document; id 2")
-    unk: NonEmpty = Field("[UNK]", description="Stands for unknown characters; id 3, for type char only")
+    unk: NonEmpty = Field(
+        "[UNK]", description="Stands for unknown characters; id 3, for types char and sentencepiece only"
+    )
     additional: list[NonEmpty] = Field([], description="More special tokens, after these")
 
     @model_validator(mode="after")
@@ -120,20 +122,68 @@ class TokenizerConfig(StageConfig):
     output_dir: NonEmpty = _output("the tokenizer")
     overwrite: bool = _OVERWRITE
     sources: list[Source] = Field(description="What to train on", min_length=1)
-    type: Literal["bpe", "char"] = Field(
-        "bpe", description="bpe: byte-level byte-pair encoding; char: one id a character"
+    dry_run: bool = Field(False, description="Print what would be trained on and stop; nothing is written")
+    type: Literal["bpe", "unigram", "sentencepiece", "char"] = Field(
+        "bpe",
+        description="bpe, unigram: over bytes, any text comes back; sentencepiece: over characters, with a "
+        "tokenizer.model; char: one id a character",
     )
+    algorithm: Literal["unigram", "bpe"] = Field("unigram", description="Algorithm of type sentencepiece")
     vocab_size: Annotated[int, Field(ge=2)] = Field(
-        4096, description="Ids in all, special tokens included; char: a limit"
+        4096, description="Ids in all, special tokens included; a limit that small input may not reach"
     )
-    min_frequency: Positive = Field(2, description="Occurrences that a bpe merge needs")
+    min_frequency: Positive = Field(2, description="Occurrences that a merge of type bpe needs")
+    byte_fallback: bool = Field(
+        True, description="For sentencepiece: rare characters become their bytes; false: the unknown token"
+    )
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = Field(
-        "none", description="Change of the text before encoding"
+        "none", description="Change of the text before encoding; not for sentencepiece"
     )
     pre_tokenizer: Literal["gpt2", "gpt4", "whitespace", "none"] = Field(
-        "gpt2", description="How bpe cuts text into words: GPT-2's or GPT-4's pattern, at white space, or not at all"
+        "gpt2",
+        description="How bpe and unigram cut text into words: GPT-2's or GPT-4's pattern, white space, not at all",
     )
+    max_train_bytes: Positive = Field(
+        16 * 2**20,
+        description="Text that sentencepiece trains on at most, lines drawn by the seed; bytes, each takes 30 of memory",
+    )
+    seed: int = Field(0, description="Seed of the draw of max_train_bytes")
     special_tokens: SpecialTokens = SpecialTokens()
+
+    @model_validator(mode="after")
+    def _normalizer_of_tokenizers(self) -> "TokenizerConfig":
+        if self.type == "sentencepiece" and self.normalizer != "none":
+            raise ValueError(
+                f"normalizer = {self.normalizer!r} does not go with type: sentencepiece, because `tokenizers` cannot "
+                "repeat its normalization. Use normalizer: none, or another type."
+            )
+        return self
+
+
+class InspectConfig(StageConfig):
+    """Keys of scripts/inspect_tokenizer.py."""
+
+    action: Literal["validate", "encode", "decode", "list"] = Field(description="What to do")
+    tokenizer: str | None = Field(None, description="Tokenizer folder, or a sentencepiece .model file; not for list")
+    reference: str | None = Field(None, description="Tokenizer to compare with, for validate")
+    model: str | None = Field(None, description="Model folder whose vocabulary must hold every id, for validate")
+    file: Source | None = Field(None, description="Texts to measure on, for validate")
+    by: str | None = Field(None, description="Field of the file to group the measures by, such as lang")
+    text: str | None = Field(None, description="Text to encode; null: each line of standard input")
+    ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="Ids to decode; null: each line of standard input, as ids with spaces or a JSON list"
+    )
+    folders: list[NonEmpty] = Field(
+        ["runs"], description="Where list looks, besides the cache of Hugging Face; every folder below"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "InspectConfig":
+        if self.action != "list" and self.tokenizer is None:
+            raise ValueError(f"{self.action} needs tokenizer. Give --tokenizer FOLDER.")
+        if self.action == "validate" and self.file is None:
+            raise ValueError("validate needs texts. Give file='{path: FILE}'.")
+        return self
 
 
 def _ratios(value: dict[str, float]) -> dict[str, float]:

@@ -4,8 +4,8 @@ Rule: `hash` looks at the content alone, so a record keeps its split when files 
 processes, and duplicates land together; `exact` and `position` keep sizes to the record.
 """
 
-import hashlib
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -37,23 +37,59 @@ def sizes(num_records: int, ratios: dict[str, float]) -> dict[str, int]:
     return result
 
 
-def by_position(num_records: int, ratios: dict[str, float]) -> list[str]:
-    """The split of each record: the first so many to the first split, and so on."""
-    return [name for name, size in sizes(num_records, ratios).items() for _ in range(size)]
+def edges(num_records: int, ratios: dict[str, float]) -> list[int]:
+    """`position`: where each split but the first begins, in records."""
+    stops = np.cumsum(list(sizes(num_records, ratios).values()))
+    return [int(stop) for stop in stops[:-1]]
 
 
-def exact(ids: Sequence[bytes], ratios: dict[str, float], *, seed: int) -> list[str]:
-    """The split of each record, with sizes as `sizes` says: ranks of a seeded hash of (id, place among equal ids)."""
-    seen: dict[bytes, int] = {}
-    ranks = []
-    for id_ in ids:
-        seen[id_] = seen.get(id_, -1) + 1
-        ranks.append(seeds.derive(seed, "exact", id_.hex(), seen[id_]))
-    names = by_position(len(ids), ratios)
-    result = [""] * len(ids)
-    for name, index in zip(names, np.argsort(np.array(ranks, dtype=np.int64), kind="stable"), strict=True):
-        result[index] = name
-    return result
+Place = tuple[int, int, int]  # (rank, unit, index within the unit): the order in which `exact` deals records out
+
+
+def ranks(heads: np.ndarray, *, seed: int) -> np.ndarray:
+    """uint64 (N,): a seeded shuffle's rank for each record, from the first 8 bytes of its id, uint64 (N,).
+
+    The finalizer of SplitMix64 (Steele, Lea and Flood 2014) over the id, which is a hash already. Equal content has an
+    equal rank, so duplicates stand together.
+    """
+    mixed = heads ^ np.uint64(seeds.derive(seed, "exact"))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def exact_cuts(
+    read: Callable[[], Iterable[tuple[int, np.ndarray, np.ndarray]]], ratios: dict[str, float]
+) -> list[Place]:
+    """The first place of each split but the first, so that sizes are as `sizes` says; memory is a small share of N.
+
+    `read()` gives (unit, ranks, indices) of each unit and is called twice: to count ranks by their first 16 bits, and
+    to sort those few that fall where a cut does.
+    """
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for _, found, _ in read():
+        counts += np.bincount((found >> np.uint64(48)).astype(np.int64), minlength=len(counts))
+    before = np.cumsum(counts) - counts
+    wanted = edges(int(counts.sum()), ratios)
+    buckets = [int(np.searchsorted(before, edge, side="right")) - 1 for edge in wanted]
+    members: dict[int, list[Place]] = {bucket: [] for bucket in buckets}
+    for unit, found, indices in read():
+        heads = (found >> np.uint64(48)).astype(np.int64)
+        for bucket, places in members.items():
+            chosen = heads == bucket
+            places += [(int(rank), unit, int(i)) for rank, i in zip(found[chosen], indices[chosen], strict=True)]
+    cuts = []
+    for edge, bucket in zip(wanted, buckets, strict=True):
+        inside = sorted(members[bucket])
+        rest = edge - int(before[bucket])
+        cuts.append(inside[rest] if rest < len(inside) else (1 << 64, 0, 0))
+    return cuts
+
+
+def by_cuts(ranks: np.ndarray, cuts: list[Place], *, unit: int, indices: np.ndarray) -> list[int]:
+    """The number of the split of each record of a unit, from ranks and places (N,) in it and `exact_cuts`."""
+    places = zip(ranks.tolist(), indices.tolist(), strict=True)
+    return [bisect.bisect_right(cuts, (rank, unit, index)) for rank, index in places]
 
 
 def cut_text(text: str, ratios: dict[str, float]) -> dict[str, str]:
@@ -63,24 +99,3 @@ def cut_text(text: str, ratios: dict[str, float]) -> dict[str, str]:
         result[name] = text[start : start + size]
         start += size
     return result
-
-
-def membership(ids: dict[str, bytes]) -> dict[str, dict[str, int | str]]:
-    """Facts about who is in each split, from the concatenated 16-byte record ids of each.
-
-    For each split: `num_records`, `num_duplicates` (records beyond the first of their content, within the split),
-    `num_shared` (records whose content is in another split too) and `members_sha256` (SHA-256 over the sorted ids).
-    """
-    arrays = {name: np.sort(np.frombuffer(data, dtype=[("high", ">u8"), ("low", ">u8")])) for name, data in ids.items()}
-    distinct = {name: np.unique(array) for name, array in arrays.items()}
-    facts: dict[str, dict[str, int | str]] = {}
-    for name, array in arrays.items():
-        others = [other for key, other in distinct.items() if key != name]
-        shared = np.isin(array, np.concatenate(others)).sum() if others else 0
-        facts[name] = {
-            "num_records": len(array),
-            "num_duplicates": len(array) - len(distinct[name]),
-            "num_shared": int(shared),
-            "members_sha256": hashlib.sha256(array.tobytes()).hexdigest(),
-        }
-    return facts

@@ -1,206 +1,242 @@
-"""Tokenizers: trained from text, kept as a folder that `AutoTokenizer` loads, applied to records.
+"""Tokenizers: loaded from a folder, applied to texts.
 
 Rule: text never becomes a special token. A literal "[EOS]" in the data is encoded as the characters that it is; only
-the functions here, and templates, place special tokens.
+the toolkit itself, and chat templates, place special tokens.
 """
 
+import functools
 import json
-from collections import Counter
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from codex_accel import byte_pairs
 from codex_accel.errors import UserError
-from codex_accel.records import Record
-from codex_accel.schema import SpecialTokens, TokenizerConfig
-from codex_accel.tokens import Document
 
-PAYLOAD = ("tokenizer.json", "tokenizer_config.json")
-
-# The split pattern of OpenAI's cl100k_base, from tiktoken's tiktoken_ext/openai_public.py.
-GPT4_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-NORMALIZERS = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
+PAYLOAD = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")  # the last for type sentencepiece only
+GPT2_END = "<|endoftext|>"
+ROLES = ("bos", "eos", "pad", "unk")
 
 
-def _byte_level(pattern: str | None) -> pre_tokenizers.PreTokenizer:
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if pattern is None:
-        return bytes_
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytes_])
-
-
-PRE_TOKENIZERS = {
-    "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    "gpt4": lambda: _byte_level(GPT4_PATTERN),
-    "whitespace": lambda: _byte_level(r" ?\S+|\s+"),
-    "none": lambda: _byte_level(None),
-}
-
-
-def train(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """A tokenizer of the configured type, trained on `texts`; the same texts in the same order give the same one."""
-    special = config.special_tokens
-    names = [special.pad, special.bos, special.eos]
-    if config.type == "char":
-        names.append(special.unk)
-    names += special.additional
-    result = _train_bpe(config, texts, names) if config.type == "bpe" else _train_char(config, texts, names)
-    result.add_special_tokens(names)  # their ids, 0, 1, 2, ..., are given already; this marks them as special
-    result.encode_special_tokens = True
-    for name in names:
-        if result.encode(name, add_special_tokens=False).tokens == [name]:
-            what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data."
-            raise UserError(config.problem("special_tokens", what))
-    return result
-
-
-def _train_bpe(config: TokenizerConfig, texts: Iterable[str], special: list[str]) -> tokenizers.Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): any text has ids, so there is no unknown token."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if config.vocab_size < len(special) + len(alphabet):
-        needed = len(special) + len(alphabet)
-        raise UserError(config.problem("vocab_size", f"{config.vocab_size} is too small: {needed} or more are needed."))
-    result = tokenizers.Tokenizer(models.BPE())
-    if config.normalizer != "none":
-        result.normalizer = NORMALIZERS[config.normalizer]()
-    result.pre_tokenizer = PRE_TOKENIZERS[config.pre_tokenizer]()
-    result.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=special,
-        initial_alphabet=sorted(alphabet),
-        show_progress=False,
-    )
-    result.train_from_iterator(texts, trainer)
-    return result
-
-
-def _train_char(config: TokenizerConfig, texts: Iterable[str], special: list[str]) -> tokenizers.Tokenizer:
-    """One id a character, in order of code points; the rarest ones beyond `vocab_size` become the unknown token."""
-    normalizer = None if config.normalizer == "none" else NORMALIZERS[config.normalizer]()
-    if config.vocab_size <= len(special):
-        needed = len(special) + 1
-        raise UserError(config.problem("vocab_size", f"{config.vocab_size} is too small: {needed} or more are needed."))
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text if normalizer is None else normalizer.normalize_str(text))
-    room = max(0, config.vocab_size - len(special))
-    kept = sorted(counts, key=lambda character: (-counts[character], character))[:room]
-    vocabulary = {token: index for index, token in enumerate([*special, *sorted(kept)])}
-    result = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=config.special_tokens.unk))
-    if normalizer is not None:
-        result.normalizer = normalizer
-    result.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    result.decoder = decoders.Fuse()
-    return result
-
-
-def save(tokenizer: tokenizers.Tokenizer, folder: Path, special: SpecialTokens, *, has_unk: bool) -> None:
-    """Write the files of `PAYLOAD`, which `AutoTokenizer.from_pretrained` reads."""
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    names = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": special.pad,
-        "bos_token": special.bos,
-        "eos_token": special.eos,
-        **({"unk_token": special.unk} if has_unk else {}),
-        "additional_special_tokens": special.additional,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**9,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Tokenizer:
-    """A loaded tokenizer with the ids that the toolkit places itself (None where the tokenizer has no such token)."""
+    """A loaded tokenizer with the ids that the toolkit places itself (None where the tokenizer has no such token).
 
-    folder: Path
-    backend: tokenizers.Tokenizer
+    Exactly one of `backend` and `processor` does the work, `processor` where there is no tokenizer.json.
+    """
+
+    folder: Path  # or the *.model file
+    backend: tokenizers.Tokenizer | None
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
     unk_id: int | None
+    special_ids: dict[str, int] = field(default_factory=dict)  # of all special tokens, by name
+    chat_template: str | None = None
+    processor: sentencepiece.SentencePieceProcessor | None = None
+
+    @functools.cached_property
+    def _fast(self) -> byte_pairs.BytePairs | str:
+        """The fast path, or why it is not taken; made when first needed, by several threads at once if it comes so."""
+        if self.backend is None:
+            return "it is a sentencepiece model"
+        try:
+            return byte_pairs.build(self.backend)
+        except ValueError as error:
+            return str(error)
+
+    @functools.cached_property
+    def _cut(self) -> re.Pattern[str] | None:
+        """Where `tokenizers` may get a long text in pieces and the ids stay the same; None: nowhere that is known."""
+        settings = _settings_without_vocabulary(self.backend)
+        if settings["normalizer"] is None and settings["pre_tokenizer"] == EACH_CHARACTER:
+            return re.compile("")
+        return byte_pairs.CUT if byte_pairs.pattern_of(settings) else None
+
+    @property
+    def engine(self) -> str:
+        """The library that makes the ids in `encode_batch`: tiktoken, tokenizers or sentencepiece."""
+        if self.processor is not None:
+            return "sentencepiece"
+        return "tokenizers" if isinstance(self._fast, str) else "tiktoken"
+
+    @property
+    def engine_reason(self) -> str:
+        """Why the engine is not tiktoken; empty if it is."""
+        return self._fast if isinstance(self._fast, str) else ""
 
     @property
     def vocab_size(self) -> int:
         """Ids that can occur: one more than the largest id."""
+        if self.processor is not None:
+            return self.processor.get_piece_size()
+        assert self.backend is not None
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, on all cores, without special tokens."""
+        if self.processor is not None:
+            return self.processor.encode(texts)
+        assert self.backend is not None
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids as `encode`, all in one array, uint32 (N,), and how many each text has, int64 (T,).
+
+        Runs on the calling thread alone and leaves the interpreter to others, so threads give the parallelism.
+        """
+        if self.processor is not None:
+            found = self.processor.encode(texts, num_threads=1)
+            counts = np.array([len(ids) for ids in found], np.int64)
+            flat = (token for ids in found for token in ids)
+            return np.fromiter(flat, np.uint32, count=int(counts.sum())), counts
+        if not isinstance(self._fast, str):
+            return byte_pairs.encode_batch(self._fast, texts)
+        assert self.backend is not None
+        owners, pieces = byte_pairs.segments(texts, self._cut)
+        ids, counts = byte_pairs.encode_slowly(self.backend, pieces)
+        return byte_pairs.joined([ids], [counts], owners, len(texts))
+
+    def check_on(self, texts: list[str]) -> str:
+        """Compare the fast path with `tokenizers` on these texts; at the first difference it is left for good.
+
+        Returns what differed, empty if nothing did.
+        """
+        if isinstance(self._fast, str) or (place := byte_pairs.first_difference(self._fast, texts)) is None:
+            return ""
+        self._fast = f"tiktoken gave other ids for text number {place + 1} of the first block"
+        return self._fast
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
+        if self.processor is not None:
+            return self.processor.decode([int(token) for token in ids])
+        assert self.backend is not None
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def token_text(self, id_: int) -> str:
+        """One token for people to read: its text, or the bytes of partial characters such as `\\xe2\\x82`."""
+        if self.processor is not None:
+            return _piece_text(self.processor.id_to_piece(int(id_)))
+        assert self.backend is not None
+        token = self.backend.id_to_token(int(id_))
+        if token is None:
+            raise ValueError(f"no token has the id {id_}")
+        if token in self.special_ids:
+            return token
+        if isinstance(self.backend.decoder, decoders.ByteLevel):
+            data = byte_pairs.bytes_of(token)
+            return token if data is None else data.decode(errors="backslashreplace")
+        if isinstance(self.backend.model, models.WordLevel):
+            return token
+        return _piece_text(token)
 
-def load(folder: Path, *, key: str = "tokenizer") -> Tokenizer:
-    """The tokenizer of a folder with `tokenizer.json`. Raises UserError if that is missing or damaged."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{key} = '{folder}': has no tokenizer.json. Give a folder made by train_tokenizer.")
+
+EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+
+
+def _settings_without_vocabulary(backend: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """Normalizer and pre-tokenizer as tokenizer.json has them."""
+    assert backend is not None
+    empty = tokenizers.Tokenizer(models.BPE())
+    if backend.normalizer is not None:
+        empty.normalizer = backend.normalizer
+    if backend.pre_tokenizer is not None:
+        empty.pre_tokenizer = backend.pre_tokenizer
+    return json.loads(empty.to_str())
+
+
+def _piece_text(piece: str) -> str:
+    """A sentencepiece token with its spaces; a byte such as `<0xE2>` as `\\xe2`."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return bytes([int(piece[3:5], 16)]).decode(errors="backslashreplace")
+    return piece.replace("\u2581", " ")
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, *, key: str = "tokenizer") -> Tokenizer:
+    """The tokenizer of a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model, or a *.model file.
+
+    Raises: UserError if there is none of these, or it is damaged.
+    """
+    files = {
+        "json": path / "tokenizer.json",
+        "merges": path / "merges.txt",
+        "model": path if path.suffix == ".model" and path.is_file() else path / "tokenizer.model",
+    }
+    kind = next((kind for kind, file in files.items() if file.is_file()), None)
+    if kind is None:
+        what = "has no tokenizer.json, no vocab.json with merges.txt and no tokenizer.model."
+        raise UserError(f"{key} = '{path}': {what} Give a folder made by train_tokenizer.")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-        named = _special_names(folder)
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: is not a tokenizer ({error}).") from error
+        if kind == "model":
+            return _load_sentencepiece(path, files[kind])
+        backend = tokenizers.Tokenizer.from_file(str(files[kind])) if kind == "json" else _load_gpt2(path)
+        settings = settings_of(path)
+        named = {role: _name(settings.get(f"{role}_token")) for role in ROLES}
+        template = chat_template_of(path, settings)
+    except Exception as error:  # the libraries raise bare Exception
+        raise UserError(f"{files[kind]}: is not a tokenizer ({error}).") from error
+    if kind == "merges" and not settings and backend.token_to_id(GPT2_END) is not None:
+        named = {"bos": GPT2_END, "eos": GPT2_END, "pad": None, "unk": None}
     backend.encode_special_tokens = True
     backend.no_padding()
     backend.no_truncation()
     ids = {role: backend.token_to_id(name) if name else None for role, name in named.items()}
-    return Tokenizer(folder, backend, ids["bos"], ids["eos"], ids["pad"], ids["unk"])
+    special = {token.content: id_ for id_, token in sorted(backend.get_added_tokens_decoder().items()) if token.special}
+    special |= {name: id_ for role in ROLES if (name := named[role]) and (id_ := ids[role]) is not None}
+    return Tokenizer(path, backend, ids["bos"], ids["eos"], ids["pad"], ids["unk"], special, template)
 
 
-def _special_names(folder: Path) -> dict[str, str | None]:
-    """Text of the bos, eos, pad and unk tokens, from tokenizer_config.json and the older special_tokens_map.json."""
+def _load_gpt2(folder: Path) -> tokenizers.Tokenizer:
+    """Byte-level BPE of the older two files, with GPT-2's pattern."""
+    vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    result = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    result.decoder = decoders.ByteLevel()
+    if GPT2_END in vocabulary:
+        result.add_special_tokens([AddedToken(GPT2_END, special=True, normalized=False)])
+    return result
+
+
+def _load_sentencepiece(path: Path, file: Path) -> Tokenizer:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    ids = {role: getattr(processor, f"{role}_id")() for role in ROLES}
+    bos, eos, pad, unk = (ids[role] if ids[role] >= 0 else None for role in ROLES)
+    pieces = range(processor.get_piece_size())
+    special = {processor.id_to_piece(i): i for i in pieces if processor.is_control(i) or processor.is_unknown(i)}
+    template = chat_template_of(path, settings_of(path)) if path.is_dir() else None
+    return Tokenizer(path, None, bos, eos, pad, unk, special, template, processor)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, over the older special_tokens_map.json."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             settings |= json.loads((folder / name).read_text(encoding="utf-8"))
-    result: dict[str, str | None] = {}
-    for role in ("bos", "eos", "pad", "unk"):
-        value = settings.get(f"{role}_token")
-        result[role] = value["content"] if isinstance(value, dict) else value
-    return result
+    return settings
 
 
-def encode_records(tokenizer: Tokenizer, records: list[Record], *, add_bos: bool, add_eos: bool) -> list[Document]:
-    """Documents of `records`, in order: [BOS] part part ... [EOS], each part encoded on its own.
-
-    Every token of a text record is a target; of a prompt/completion record only the completion's, with EOS.
-    """
-    encoded = iter(tokenizer.encode([text for record in records for text, _ in record.parts]))
-    return [_document(tokenizer, record, encoded, add_bos=add_bos, add_eos=add_eos) for record in records]
+def _name(value: Any) -> str | None:
+    """A special token as these files write it: its text, or an object with it."""
+    return value["content"] if isinstance(value, dict) else value
 
 
-def _document(tokenizer: Tokenizer, record: Record, encoded: Any, *, add_bos: bool, add_eos: bool) -> Document:
-    ids: list[int] = [tokenizer.bos_id] if add_bos and tokenizer.bos_id is not None else []
-    spans: list[tuple[int, int]] = []
-    for _, is_target in record.parts:
-        start = len(ids)
-        ids += next(encoded)
-        if is_target:
-            spans.append((start, len(ids)))
-    if add_eos and tokenizer.eos_id is not None:
-        ids.append(tokenizer.eos_id)
-        if record.parts[-1][1]:
-            spans[-1] = (spans[-1][0], len(ids))
-    everything = all(is_target for _, is_target in record.parts)
-    return Document(
-        input_ids=np.array(ids, dtype=np.uint32),
-        target_spans=() if everything else tuple(spans),
-        num_bytes=sum(len(text.encode()) for text, is_target in record.parts if is_target),
-        record_id=record.id.hex(),
-    )
+def chat_template_of(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The chat template of a folder: chat_template.jinja, else the (default) one in tokenizer_config.json."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found

@@ -8,7 +8,7 @@ Columns: `input_ids` list<uint16 or uint32>; `target_spans` list of [start, stop
 target; `num_bytes` UTF-8 bytes of the targets' text; `record_id` hexadecimal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,68 @@ class Document:
         return mask
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Many tokenized records as columns: what is written at once. D documents, N tokens, S spans."""
+
+    input_ids: np.ndarray  # (N,) unsigned integers, one document after the other
+    lengths: np.ndarray  # (D,) int64
+    spans: np.ndarray  # (S, 2) int64, [start, stop) into their document, one document after the other
+    num_spans: np.ndarray  # (D,) int64; 0 means everything is a target
+    num_bytes: np.ndarray  # (D,) int64
+    record_ids: np.ndarray  # (D,) fixed-length bytes: hexadecimal
+
+    @classmethod
+    def of(cls, documents: "Sequence[Document]") -> "Documents":
+        """Columns of a few documents."""
+        return cls(
+            input_ids=np.concatenate([np.empty(0, np.uint32), *(each.input_ids for each in documents)]),
+            lengths=np.array([len(each.input_ids) for each in documents], dtype=np.int64),
+            spans=np.array([span for each in documents for span in each.target_spans], dtype=np.int64).reshape(-1, 2),
+            num_spans=np.array([len(each.target_spans) for each in documents], dtype=np.int64),
+            num_bytes=np.array([each.num_bytes for each in documents], dtype=np.int64),
+            record_ids=np.array([each.record_id for each in documents], dtype="S32"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Document]:
+        stops, span_stops = np.cumsum(self.lengths), np.cumsum(self.num_spans)
+        for index, (stop, span_stop) in enumerate(zip(stops, span_stops, strict=True)):
+            spans = self.spans[span_stop - self.num_spans[index] : span_stop]
+            yield Document(
+                input_ids=self.input_ids[stop - self.lengths[index] : stop],
+                target_spans=tuple((int(a), int(b)) for a, b in spans),
+                num_bytes=int(self.num_bytes[index]),
+                record_id=self.record_ids[index].decode(),
+            )
+
+    def where(self, chosen: np.ndarray) -> "Documents":
+        """Those with True in `chosen` (D,)."""
+        if chosen.all():
+            return self
+        return Documents(
+            input_ids=self.input_ids[np.repeat(chosen, self.lengths)],
+            lengths=self.lengths[chosen],
+            spans=self.spans[np.repeat(chosen, self.num_spans)],
+            num_spans=self.num_spans[chosen],
+            num_bytes=self.num_bytes[chosen],
+            record_ids=self.record_ids[chosen],
+        )
+
+    def is_target(self) -> np.ndarray:
+        """Boolean (N,): which tokens are to be predicted; the first of a document never is."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        edges = np.zeros(len(self.input_ids) + 1, dtype=np.int8)
+        offsets = np.repeat(starts, self.num_spans)
+        np.add.at(edges, offsets + self.spans[:, 0], 1)
+        np.add.at(edges, offsets + self.spans[:, 1], -1)
+        mask = np.cumsum(edges[:-1], dtype=np.int8).astype(bool) | np.repeat(self.num_spans == 0, self.lengths)
+        mask[starts[self.lengths > 0]] = False
+        return mask
+
+
 def schema_for(vocab_size: int) -> pa.Schema:
     """Columns of the store for ids below `vocab_size`."""
     return pa.schema(
@@ -63,13 +125,13 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema):
         self.path, self.schema = path, schema
         self._writer = pa.ipc.new_stream(str(path), schema)
-        self._pending: list[Document] = []
+        self._pending: list[Documents] = []
         self._pending_tokens = 0
 
-    def add(self, document: Document) -> None:
-        """Append one document; written when a batch is full."""
-        self._pending.append(document)
-        self._pending_tokens += len(document.input_ids)
+    def add(self, documents: Documents) -> None:
+        """Append documents; written when a batch is full."""
+        self._pending.append(documents)
+        self._pending_tokens += len(documents.input_ids)
         if self._pending_tokens >= BATCH_TOKENS:
             self._flush()
 
@@ -81,18 +143,32 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        ids_type = self.schema.field("input_ids").type.value_type
-        lengths = [len(document.input_ids) for document in self._pending]
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        values = np.concatenate([document.input_ids for document in self._pending]).astype(ids_type.to_pandas_dtype())
+        ids_type, spans_type = self.schema.field("input_ids").type, self.schema.field("target_spans").type
+
+        def column(name: str) -> np.ndarray:
+            return np.concatenate([getattr(documents, name) for documents in self._pending])
+
+        ids = column("input_ids").astype(ids_type.value_type.to_pandas_dtype(), copy=False)
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(column("spans").astype(np.uint32).ravel()), 2)
+        record_ids = column("record_ids")
+        text = pa.StringArray.from_buffers(
+            len(record_ids),
+            pa.py_buffer(np.arange(len(record_ids) + 1, dtype=np.int32) * record_ids.itemsize),
+            pa.py_buffer(record_ids),
+        )
         columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(values, ids_type)),
-            pa.array([[list(s) for s in d.target_spans] for d in self._pending], self.schema.field(1).type),
-            pa.array([document.num_bytes for document in self._pending], pa.int64()),
-            pa.array([document.record_id for document in self._pending], pa.string()),
+            pa.ListArray.from_arrays(_offsets(column("lengths")), pa.array(ids)),
+            pa.ListArray.from_arrays(_offsets(column("num_spans")), pairs.cast(spans_type.value_type)),
+            pa.array(column("num_bytes")),
+            text,
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self._pending, self._pending_tokens = [], 0
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    """Where each list begins and the last ends, as Arrow wants it."""
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 class TokenStore:
@@ -140,6 +216,10 @@ class TokenStore:
     def __iter__(self) -> Iterator[Document]:
         return (self.document(index) for index in range(self.num_documents))
 
+    def record_ids(self) -> Iterator[str]:
+        """Record ids in order."""
+        return (id_ for batch in self._batches for id_ in batch.column("record_id").to_pylist())
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the row of all documents, as int64; at most `num_tokens` is reached."""
         stop = min(stop, self.num_tokens)
@@ -161,3 +241,11 @@ def _open(path: Path) -> list[pa.RecordBatch]:
 
 def _list_values(column: pa.ListArray) -> np.ndarray:
     return column.values.to_numpy(zero_copy_only=True)
+
+
+def lengths_of(folder: Path, split: str) -> Iterator[np.ndarray]:
+    """Lengths (D,) of the documents of a split in their order, in stretches; none if the split has no shard."""
+    names = [path.stem.rpartition("-") for path in folder.glob("*-*.arrow")]
+    for unit in sorted(int(unit) for name, _, unit in names if name == split):
+        for batch in _open(folder / shard_name(split, unit)):
+            yield np.diff(batch.column("input_ids").offsets.to_numpy()).astype(np.int64)

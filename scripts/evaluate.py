@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline.enforce(allow_network=config.allow_network)
 
     # --- inputs, all checked before the model loads ----------------------------------------------------------------
-    from codex_accel import dataset, manifest, records
+    from codex_accel import manifest, records, sources
 
     final = Path(config.output_dir)
     if cli.is_main_process():
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = manifest.find_model(Path(config.checkpoint), verify=config.verify, key="checkpoint")
     raw_files, dataset_dir = [], None
     if config.file is not None:
-        raw_files = records.resolve([config.file], config_problem=config.problem, key="file")
+        raw_files = sources.resolve([config.file], config_problem=config.problem, key="file")
     elif config.dataset is not None:
         dataset_dir = Path(config.dataset)
     else:
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from accelerate import Accelerator
 
+    from codex_accel import documents as documents_
     from codex_accel import evaluation, metrics, processes, report, run
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lengths = documents.lengths
     else:
         options = {"add_bos": config.add_bos, "add_eos": config.add_eos}
-        documents = list(dataset.documents_of(raw_files, tokenizer, **options))
+        documents = list(documents_.from_files(raw_files, tokenizer, **options))
         lengths = [len(document.input_ids) for document in documents]
     model = models.load(folder).to(accelerator.device)
     longest = getattr(model.config, "max_position_embeddings", None)

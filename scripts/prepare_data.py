@@ -3,14 +3,20 @@
 examples:
   python scripts/prepare_data.py --config configs/quickstart/prepare_data.yaml
   python scripts/prepare_data.py --config my.yaml split.method=exact split.seed=1
+  accelerate launch --config_file accelerate_configs/cpu_2proc.yaml scripts/prepare_data.py --config my.yaml
+  python scripts/prepare_data.py --config my.yaml --list
 
-Nothing is dropped in silence: what cannot be used stands in `quarantine.jsonl` with file, line and reason.
+Nothing is dropped in silence: what cannot be used stands in `quarantine.jsonl` with file, line and reason. A
+preparation that is killed goes on where it was, whole shards at a time; any number of processes writes the same bytes.
 """
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from codex_accel import cli, files, offline
+from codex_accel.errors import UserError
 from codex_accel.schema import PrepareConfig
 
 
@@ -18,59 +24,106 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     config = cli.parse(PrepareConfig, argv, doc=__doc__, stage="prepare_data")
     offline.enforce(allow_network=config.allow_network)
-
-    # --- inputs, all checked before any work -----------------------------------------------------------------------
-    from codex_accel import dataset, manifest, records, tokenizer
+    from codex_accel import catalog, dataset, manifest, plan, shards, sources, survey, tokenizer, workers
 
     final = Path(config.output_dir)
-    files.require_free(final, overwrite=config.overwrite)
-    raw_files = records.resolve(config.sources, config_problem=config.problem)
-    parents = manifest.parents_of_sources(raw.path for raw in raw_files)
-    dataset.require_splits(config, raw_files)
-    tokenizer_folder = Path(config.tokenizer)
-    if (tokenizer_folder / manifest.MANIFEST).exists():
-        kinds = ("tokenizer", "model", "checkpoint")
-        manifest.require(tokenizer_folder, kinds=kinds, verify=config.verify, key="tokenizer")
-    loaded = tokenizer.load(tokenizer_folder)
 
+    # --- about the datasets that stand there -------------------------------------------------------------------------
+    if config.list:
+        return catalog.print_all(final.parent)
+    if config.list_split is not None:
+        return catalog.print_split(final, config.list_split, verify=config.verify)
+    if config.gc:
+        return catalog.collect_garbage(final.parent, dry_run=config.dry_run)
+
+    # --- inputs, all checked before any work -------------------------------------------------------------------------
+    files.require_free(final, overwrite=True)
+    raw_files = sources.resolve(config.sources, config_problem=config.problem)
+    dataset.require_splits(config, raw_files)
+    tokenizer_path = Path(config.tokenizer)
+    if (tokenizer_path / manifest.MANIFEST).exists():
+        kinds = ("tokenizer", "model", "checkpoint")
+        manifest.require(tokenizer_path, kinds=kinds, verify=config.verify, key="tokenizer")
+    loaded = tokenizer.load(tokenizer_path)
+    renders = plan.renders(raw_files, loaded)
+    parents = [manifest.as_parent(tokenizer_path), *manifest.parents_of_sources(raw.path for raw in raw_files)]
     if config.dry_run:
         for raw in raw_files:
-            print(f"{raw.path.stat().st_size:>15,} bytes  {raw.format:<6} {raw.path}")
+            print(f"{raw.path.stat().st_size:>15,} bytes  {raw.format:<7} {raw.path}")
         print(f"{len(raw_files)} files, {loaded.vocab_size} ids, split by {config.split.method}; nothing was written")
         return 0
 
-    # --- splits: exact and position need to see every record first ---------------------------------------------------
-    assign = dataset.plan_splits(config, raw_files)
+    # --- the plan: digests and units of the input, and whether this was done before ----------------------------------
+    crew = workers.join(num_threads=config.num_threads)
+    work = final.with_name(f".partial-{final.name}")
+    lock = plan.lock(work) if crew.is_main else None
+    crew.wait()
+    inventory = plan.take_inventory(raw_files, work, crew, unit_bytes=config.unit_bytes)
+    todo = plan.Plan(
+        config=config,
+        work=work,
+        inventory=inventory,
+        names=dataset.split_names(config),
+        renders=renders,
+        input_digest=plan.digest_input(config, inventory, parents[0]["content_digest"]),
+    )
+    if crew.is_main:
+        num_done = plan.start_or_go_on(todo)
+        if num_done:
+            print(f"goes on: {num_done} of {len(todo.units)} units were done before")
+        known = catalog.find_prepared(final.parent, todo.input_digest)
+        files.write_durable(work / "known.json", json.dumps(known and str(known)).encode())
+    crew.wait()
+    known = json.loads((work / "known.json").read_bytes())
+    if known is None and final.exists() and not config.overwrite:
+        raise UserError(
+            f"output_dir = '{final}': exists, made from other input or settings. Choose another folder, or say "
+            "overwrite=true to replace it."
+        )
+
+    # --- splits and removal that need to see every record first ------------------------------------------------------
+    if known is None and survey.needs_survey(config):
+        survey.survey(todo, crew)
+        crew.wait()
+        if crew.is_main:
+            survey.decide(todo)
+        crew.wait()
 
     # --- read, check, tokenize, write --------------------------------------------------------------------------------
-    with files.staged_folder(final, overwrite=config.overwrite) as folder:
-        result = dataset.write(config, raw_files, loaded, assign, folder)
+    if known is None:
+        shards.write_units(todo, crew, loaded, survey.assignment(todo))
+        crew.wait()
 
-        # --- what the numbers must satisfy ---------------------------------------------------------------------------
-        dataset.check(config, result)
+    # --- the whole: counts, report, manifest -------------------------------------------------------------------------
+    if crew.is_main and known == str(final):
+        digest = files.sha256_file(final / manifest.MANIFEST)
+        print(f"nothing to do: the same input and settings are prepared in {final}\nmanifest {digest}")
+        shutil.rmtree(work)
+    elif crew.is_main:
+        if known is None:
+            facts, found = dataset.finish(todo, loaded, name=final.name, tokenizer_digest=parents[0]["content_digest"])
+        else:
+            print(f"the same input and settings are prepared in {known}; its files are taken")
+            catalog.copy_prepared(Path(known), work / "dataset", name=final.name)
+            facts, found = manifest.read(Path(known))["facts"], dataset.sources_of(todo, Path(known))
         digest = manifest.seal(
-            folder,
+            work / "dataset",
             kind="dataset",
             final=final,
-            payload=[path.name for path in folder.glob("*.arrow")],
+            payload=[path.name for path in (work / "dataset").glob("*.arrow")],
             config=config,
-            parents=[manifest.as_parent(tokenizer_folder), *parents],
-            sources=result.sources,
-            facts=result.facts,
+            parents=parents,
+            sources=found,
+            facts=facts,
         )
-
-    # --- what came out -----------------------------------------------------------------------------------------------
-    for name, split in result.facts["splits"].items():
-        print(
-            f"{name:<12} {split['num_records']:>9,} records  {split['num_tokens']:>12,} tokens  "
-            f"{split['bytes_per_token']:.2f} bytes a token  {split['num_duplicates']} duplicates  "
-            f"{split['num_shared']} also in another split"
-        )
-    if result.facts["num_bad"]:
-        print(f"quarantine   {result.facts['num_bad']:>9,} records in {final / dataset.QUARANTINE}, by reason:")
-        for reason, count in result.facts["bad_by_reason"].items():
-            print(f"{count:>22,} x {reason}")
-    print(f"dataset  {final}\nmanifest {digest}")
+        files.take_name(work / "dataset", final)
+        shutil.rmtree(work)
+        dataset.print_summary(final, facts)
+        print(f"dataset  {final}\nmanifest {digest}")
+    if lock is not None:
+        lock.close()
+    crew.wait()
+    crew.leave()
     return 0
 
 

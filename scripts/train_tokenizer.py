@@ -3,8 +3,10 @@
 examples:
   python scripts/train_tokenizer.py --config configs/quickstart/train_tokenizer.yaml
   python scripts/train_tokenizer.py --config configs/shakespeare_char/train_tokenizer.yaml vocab_size=64
+  python scripts/train_tokenizer.py --config my.yaml type=sentencepiece algorithm=bpe --dry-run
 
-The folder that it writes loads with `AutoTokenizer.from_pretrained`.
+The folder that it writes loads with `AutoTokenizer.from_pretrained`. With the same input and settings it is not trained
+again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,43 +22,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(TokenizerConfig, argv, doc=__doc__, stage="train_tokenizer")
     offline.enforce(allow_network=config.allow_network)
 
-    # --- inputs, all checked before any work ---------------------------------------------------------------------
-    from codex_accel import manifest, records, tokenizer
+    # --- inputs, all checked and hashed before any work --------------------------------------------------------------
+    from codex_accel import manifest, progress, records, sources, tokenizer, vocabulary
 
     final = Path(config.output_dir)
-    files.require_free(final, overwrite=config.overwrite)
-    raw_files = records.resolve(config.sources, config_problem=config.problem)
+    files.require_free(final, overwrite=True)
+    raw_files = sources.resolve(config.sources, config_problem=config.problem)
     parents = manifest.parents_of_sources(raw.path for raw in raw_files)
-    sources: list[dict] = []
+    inventory = [sources.inventory(raw, unit_bytes=1 << 62) for raw in raw_files]
+    num_bytes = sum(facts.size for facts in inventory)
+    input_digest = vocabulary.input_digest(config, inventory)
 
-    # --- training: texts stream through, a bad record stops the run ------------------------------------------------
+    # --- what stands there: the same, or another ---------------------------------------------------------------------
+    known = manifest.read(final) if (final / manifest.MANIFEST).exists() else None
+    damage = manifest.problems_of(final) if known and config.verify else []
+    if known is not None and known["facts"].get("input_digest") == input_digest and not damage:
+        print(f"nothing to do: {final} was trained on this input with these settings")
+        print(f"manifest   {files.sha256_file(final / manifest.MANIFEST)}")
+        return 0
+    why = f"holds a {known['kind']}." if known is not None and known["kind"] != "tokenizer" else " ".join(damage)
+    if known is not None and not why:
+        why = f"was trained on other input or settings: {'; '.join(vocabulary.changes(known, config, inventory))}."
+    if config.dry_run:
+        for facts in inventory:
+            print(f"{facts.size:>15,} bytes  {facts.raw.format:<7}  sha256 {facts.sha256[:12]}  {facts.raw.path}")
+        print(f"{len(inventory)} files, {num_bytes:,} bytes, type {config.type}, {config.vocab_size} ids at most")
+        print(f"{final} {why or 'does not exist yet.'} Nothing was written.")
+        return 0
+    if known is not None and not config.overwrite:
+        what = "Choose another folder, or say overwrite=true to train again and replace it."
+        raise UserError(f"output_dir = '{final}': {why} {what}")
+    files.require_free(final, overwrite=config.overwrite)
+
+    # --- training: texts stream through, a bad record stops the run --------------------------------------------------
+    num_records = [0] * len(inventory)
+
     def texts() -> Iterator[str]:
-        for raw in raw_files:
-            reader = records.Reader(raw, max_record_bytes=1 << 30)
-            num_records = 0
-            for record in reader:
-                if isinstance(record, records.BadRecord):
-                    raise UserError(f"{record.file}:{record.line}: {record.reason}. Mend it or leave the file out.")
-                num_records += 1
-                yield "".join(text for text, _ in record.parts)
-            sources.append(
-                {
-                    "path": str(raw.path),
-                    "format": raw.format,
-                    "size": reader.num_bytes,
-                    "sha256": reader.sha256,
-                    "num_records": num_records,
-                }
-            )
+        done = 0
+        with progress.bar("reading", total=num_bytes, unit="bytes") as show:
+            for number, facts in enumerate(inventory):
+                reader = records.Reader(facts.units[0], max_record_bytes=1 << 30, render=vocabulary.contents)
+                for record in reader:
+                    if isinstance(record, records.BadRecord):
+                        raise UserError(f"{record.file}:{record.line}: {record.reason}. Mend it or leave the file out.")
+                    num_records[number] += 1
+                    show(done + reader.num_bytes)
+                    yield "".join(part.text for part in record.parts)
+                done += facts.size
 
-    trained = tokenizer.train(config, texts())
-    if not any(source["num_records"] for source in sources):
+    trained = vocabulary.train(config, texts())
+    if not any(num_records):
         raise UserError(config.problem("sources", "hold no record, only blank lines. Check the files."))
 
-    # --- the folder -------------------------------------------------------------------------------------------------
+    # --- the folder --------------------------------------------------------------------------------------------------
     with files.staged_folder(final, overwrite=config.overwrite) as folder:
-        tokenizer.save(trained, folder, config.special_tokens, has_unk=config.type == "char")
-        num_bytes = sum(source["size"] for source in sources)
+        vocabulary.save(trained, folder, config)
+        loaded = tokenizer.load(folder)
         digest = manifest.seal(
             folder,
             kind="tokenizer",
@@ -64,10 +85,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             payload=tokenizer.PAYLOAD,
             config=config,
             parents=parents,
-            sources=sources,
-            facts={"type": config.type, "vocab_size": trained.get_vocab_size(), "trained_on_bytes": num_bytes},
+            sources=[
+                {
+                    "path": str(facts.raw.path),
+                    "format": facts.raw.format,
+                    "size": facts.size,
+                    "sha256": facts.sha256,
+                    "num_records": number,
+                }
+                for facts, number in zip(inventory, num_records, strict=True)
+            ],
+            facts={
+                "type": config.type,
+                "vocab_size": loaded.vocab_size,
+                "trained_on_bytes": num_bytes,
+                "input_digest": input_digest,
+                "engine": loaded.engine,
+                **trained.facts,
+            },
         )
-    print(f"tokenizer  {final}  {trained.get_vocab_size()} ids from {num_bytes / 1e6:.1f} MB")
+    print(f"tokenizer  {final}  {loaded.vocab_size} ids from {num_bytes / 1e6:.1f} MB, encodes with {loaded.engine}")
+    if left_out := {name: count for name, count in trained.facts.items() if "left_out" in name and count}:
+        print("not used   " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()))
     print(f"manifest   {digest}")
     return 0
 

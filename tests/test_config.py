@@ -24,6 +24,7 @@ SOURCES: list[Any] = [{"path": "a.txt"}]
 MINIMAL: dict[str, dict[str, Any]] = {
     "CorpusConfig": {"output_dir": "out"},
     "TokenizerConfig": {"output_dir": "out", "sources": SOURCES, "special_tokens": {}},
+    "InspectConfig": {"action": "validate", "tokenizer": "tok", "file": {"path": "a.txt"}},
     "PrepareConfig": {"output_dir": "out", "tokenizer": "tok", "sources": SOURCES, "split": {}},
     "TrainConfig": {
         "output_dir": "out",

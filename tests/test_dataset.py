@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from codex_accel import dataset, manifest, records, tokenizer
+from codex_accel import files, manifest, plan, tokenizer
 from codex_accel.errors import UserError
-from codex_accel.schema import Source
 from codex_accel.tokens import TokenStore
 
 HALVES = "{train: 0.5, test: 0.5}"
@@ -63,13 +62,15 @@ def test_hash_with_a_key_keeps_equal_keys_together(tiny, tmp_path):
 
 
 def test_exact_keeps_sizes_and_counts_duplicates_and_overlap(tiny, tmp_path):
-    """20 records of 4 contents: with 15 and 5, each content is in train, so all of test is shared."""
+    """20 records of 4 contents, 5 of each: with 12 and 8 the cut falls inside one content, 2 of it before, 3 after."""
     write_jsonl(tmp_path / "a.jsonl", [f"text {n % 4}" for n in range(20)])
-    split = "split={method: exact, ratios: {train: 0.75, test: 0.25}}"
-    splits = prepare(tiny, tmp_path / "d", tmp_path / "a.jsonl", split)["splits"]
-    assert (splits["train"]["num_records"], splits["test"]["num_records"]) == (15, 5)
-    assert splits["train"]["num_duplicates"] == 11
-    assert splits["test"]["num_shared"] == 5
+    split = "split={method: exact, ratios: {train: 0.6, test: 0.4}}"
+    facts = prepare(tiny, tmp_path / "d", tmp_path / "a.jsonl", split)
+    splits = facts["splits"]
+    assert [(part["num_records"], part["num_duplicates"], part["num_shared"]) for part in splits.values()] == [
+        (12, 9, 2), (8, 6, 3),
+    ]  # fmt: skip
+    assert facts["duplicates"]["num_groups"] == 4
 
 
 def test_position_takes_the_first_records_first(tiny, tmp_path):
@@ -173,7 +174,7 @@ def test_records_and_bad_records_add_up_to_the_lines(tiny, tmp_path, spoilt):
     assert facts["splits"]["all"]["num_records"] + facts["num_bad"] == 7
     [source] = manifest.read(tmp_path / "d")["sources"]
     assert (source["num_records"], source["num_bad"], source["size"]) == (4, 3, spoilt.stat().st_size)
-    assert source["sha256"] == records.files.sha256_file(spoilt)
+    assert source["sha256"] == files.sha256_file(spoilt)
 
 
 def test_too_many_bad_records_are_an_error(tiny, tmp_path, spoilt):
@@ -229,8 +230,8 @@ def test_shards_do_not_depend_on_how_many_records_are_encoded_at_once(tiny, tmp_
     options = ("split.ratios={all: 1.0}", "unit_bytes=50000")
     sources = [{"path": str(source), "prompt": "prompt", "completion": "completion"}]
     prepare(tiny, tmp_path / "a", sources, *options)
-    monkeypatch.setattr(dataset, "BATCH_RECORDS", 7)
-    monkeypatch.setattr(dataset, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(plan, "BLOCK_RECORDS", 7)
+    monkeypatch.setattr(plan, "BLOCK_CHARACTERS", 1000)
     prepare(tiny, tmp_path / "b", sources, *options)
     digests = {manifest.read(tmp_path / name)["content_digest"] for name in ("a", "b")}
     assert len(digests) == 1
@@ -265,10 +266,10 @@ def test_everything_but_the_first_token_of_a_text_is_a_target(tiny):
 
 
 def test_begin_and_end_can_be_left_out(tiny, tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["text"])
+    path = write_jsonl(tmp_path / "a.jsonl", ["some text"])
     prepare(tiny, tmp_path / "d", path, "split.ratios={all: 1.0}", "add_bos=false", "add_eos=false")
     [document] = TokenStore(tmp_path / "d", "all")
-    assert document.input_ids.tolist() == tokenizer.load(tiny / "tokenizer").encode(["text"])[0]
+    assert document.input_ids.tolist() == tokenizer.load(tiny / "tokenizer").encode(["some text"])[0]
 
 
 def test_statistics_are_those_of_the_documents(tiny):
@@ -289,20 +290,3 @@ def test_unknown_characters_are_counted(tmp_path):
     run_script("train_tokenizer", f"output_dir={tmp_path}/tokenizer", known, "type=char")
     facts = prepare(tmp_path, tmp_path / "d", tmp_path / "all.txt", "split.ratios={all: 1.0}")
     assert facts["splits"]["all"]["num_unknown_tokens"] == 2
-
-
-def test_documents_straight_from_files_are_those_of_a_dataset(tiny, tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["one", "two", "three"])
-    prepare(tiny, tmp_path / "d", path, "split.ratios={all: 1.0}")
-    raw_files = records.resolve([Source(path=path)], config_problem=None)
-    direct = dataset.documents_of(raw_files, tokenizer.load(tiny / "tokenizer"), add_bos=True, add_eos=True)
-    for one, other in zip(direct, TokenStore(tmp_path / "d", "all"), strict=True):
-        assert one.input_ids.tolist() == other.input_ids.tolist()
-        assert (one.target_spans, one.num_bytes) == (other.target_spans, other.num_bytes)
-        assert one.record_id == other.record_id
-
-
-def test_scoring_leaves_no_bad_record_out(tiny, spoilt):
-    raw_files = records.resolve([Source(path=str(spoilt))], config_problem=None)
-    with pytest.raises(UserError, match=r"spoilt\.jsonl:2: not JSON.*scoring leaves none out"):
-        list(dataset.documents_of(raw_files, tokenizer.load(tiny / "tokenizer"), add_bos=True, add_eos=True))

@@ -12,6 +12,7 @@ from codex_accel.errors import UserError
 MODELS = {
     "quickstart_corpus": schema.CorpusConfig,
     "train_tokenizer": schema.TokenizerConfig,
+    "inspect_tokenizer": schema.InspectConfig,
     "prepare_data": schema.PrepareConfig,
     "prepare_functions": schema.PrepareConfig,
     "train": schema.TrainConfig,

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,28 +54,48 @@ def test_sizes_add_up_and_are_within_one_of_the_shares(num, ratios):
         assert abs(sizes[name] - share * num) <= 1 + 1e-6
 
 
-def test_position_keeps_the_order():
-    assert splits.by_position(10, {"a": 0.5, "b": 0.3, "c": 0.2}) == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
+def test_edges_are_where_the_next_split_begins():
+    assert splits.edges(10, {"a": 0.5, "b": 0.3, "c": 0.2}) == [5, 8]
 
 
-@given(numbers=st.lists(st.integers(0, 5)), ratios=SHARES, seed=st.integers())
-def test_exact_keeps_sizes_to_the_record_with_duplicates(numbers, ratios, seed):
-    names = splits.exact([id_of(n) for n in numbers], ratios, seed=seed)
-    counts = Counter(names)
-    assert {name: counts[name] for name in ratios} == splits.sizes(len(numbers), ratios)
+def exact(units: list[list[bytes]], ratios: dict[str, float], *, seed: int) -> list[list[int]]:
+    """Numbers of the splits of the records of each unit."""
+    ranks = [
+        splits.ranks(np.array([int.from_bytes(id_[:8], "big") for id_ in ids], dtype=np.uint64), seed=seed)
+        for ids in units
+    ]
+    places = [np.arange(len(ids)) for ids in units]
+    cuts = splits.exact_cuts(lambda: zip(range(len(units)), ranks, places, strict=True), ratios)
+    return [splits.by_cuts(ranks[unit], cuts, unit=unit, indices=places[unit]) for unit in range(len(units))]
 
 
-def test_exact_split_of_a_content_does_not_depend_on_the_order():
+@given(units=st.lists(st.lists(st.integers(0, 5)), max_size=4), ratios=SHARES, seed=st.integers())
+def test_exact_keeps_sizes_to_the_record_with_duplicates(units, ratios, seed):
+    dealt = exact([[id_of(n) for n in numbers] for numbers in units], ratios, seed=seed)
+    counts = Counter(number for numbers in dealt for number in numbers)
+    sizes = splits.sizes(sum(map(len, units)), ratios)
+    assert [counts[number] for number in range(len(ratios))] == list(sizes.values())
+
+
+@given(cut=st.integers(0, 300), seed=st.integers(0, 3))
+def test_exact_split_of_a_content_does_not_depend_on_order_or_units(cut, seed):
+    ids = [id_of(n) for n in range(300)]
+    (whole,) = exact([ids], RATIOS, seed=seed)
+    parted = exact([ids[cut:], ids[:cut]], RATIOS, seed=seed)
+    assert parted == [whole[cut:], whole[:cut]]
+
+
+def test_exact_split_depends_on_the_seed():
     ids = [id_of(n) for n in range(100)]
-    forward, backward = splits.exact(ids, RATIOS, seed=0), splits.exact(ids[::-1], RATIOS, seed=0)
-    assert forward == backward[::-1]
-    assert forward != splits.exact(ids, RATIOS, seed=1)
+    assert exact([ids], RATIOS, seed=0) != exact([ids], RATIOS, seed=1)
 
 
-def test_exact_split_spreads_duplicates():
-    """50 records of one content and 50 of another: each half gets some of both."""
-    names = splits.exact([id_of(n % 2) for n in range(100)], {"a": 0.5, "b": 0.5}, seed=0)
-    assert 10 < names[::2].count("a") < 40
+def test_exact_keeps_duplicates_together_but_where_a_cut_falls():
+    """90 records of 30 contents, cut in the middle: at most one content is on both sides."""
+    (dealt,) = exact([[id_of(n % 30) for n in range(90)]], {"a": 0.5, "b": 0.5}, seed=0)
+    sides = [{dealt[n], dealt[n + 30], dealt[n + 60]} for n in range(30)]
+    assert sum(len(side) == 2 for side in sides) <= 1
+    assert len(set(dealt)) == 2
 
 
 @given(text=st.text(max_size=200), ratios=SHARES)
@@ -89,17 +110,3 @@ def test_cut_text_of_shakespeare_is_the_published_cut(shared):
     text = (shared / "text" / "tinyshakespeare.txt").read_text()
     pieces = splits.cut_text(text, {"train": 0.9, "validation": 0.1})
     assert {name: len(piece) for name, piece in pieces.items()} == {"train": 1_003_855, "validation": 111_539}
-
-
-@given(numbers=st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(0, 9), max_size=12), min_size=1))
-def test_membership_counts_are_those_of_brute_force(numbers):
-    ids = {name: [id_of(n) for n in values] for name, values in numbers.items()}
-    facts = splits.membership({name: b"".join(values) for name, values in ids.items()})
-    for name, values in ids.items():
-        others = {id_ for other, found in ids.items() if other != name for id_ in found}
-        assert facts[name] == {
-            "num_records": len(values),
-            "num_duplicates": len(values) - len(set(values)),
-            "num_shared": sum(id_ in others for id_ in values),
-            "members_sha256": hashlib.sha256(b"".join(sorted(values))).hexdigest(),
-        }

@@ -1,19 +1,31 @@
-"""Tokenizers are the same each time, load with transformers, and never make a special token of text."""
+"""Tokenizers of every type: text comes back, never becomes a special token, and transformers gives the same ids."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 import transformers
-from conftest import run_script
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codex_accel import manifest, tokenizer
+from codex_accel import byte_pairs, tokenizer, vocabulary
 from codex_accel.errors import UserError
-from codex_accel.records import Record
 from codex_accel.schema import Source, SpecialTokens, TokenizerConfig
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+TYPES = {
+    "bpe": {"type": "bpe", "vocab_size": 600},
+    "unigram": {"type": "unigram", "vocab_size": 600},
+    "sentencepiece-unigram": {"type": "sentencepiece", "algorithm": "unigram", "vocab_size": 700},
+    "sentencepiece-bpe": {"type": "sentencepiece", "algorithm": "bpe", "vocab_size": 700},
+    "char": {"type": "char"},
+}
+LOSSLESS = [name for name in TYPES if name != "char"]  # char: what was in the training text
+every_type = pytest.mark.parametrize("name", TYPES)
+CODE = ["def f(x):\n\treturn x  # é\n", "a  b ", "", " ", "\n\n", "\r\n", "x\x00y\ufeffz", "\u2028e\u0301 \U0010ffff"]
 
 
 def config(**options) -> TokenizerConfig:
@@ -24,8 +36,7 @@ def trained(folder, texts, **options) -> tokenizer.Tokenizer:
     """Trained on `texts`, saved to `folder` and loaded."""
     settings = config(**options)
     folder.mkdir(exist_ok=True)
-    backend = tokenizer.train(settings, texts)
-    tokenizer.save(backend, folder, settings.special_tokens, has_unk=settings.type == "char")
+    vocabulary.save(vocabulary.train(settings, texts), folder, settings)
     return tokenizer.load(folder)
 
 
@@ -42,110 +53,102 @@ def emoji(shared) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def bpe(tiny) -> tokenizer.Tokenizer:
-    return tokenizer.load(tiny / "tokenizer")
+def every(tmp_path_factory, udhr, emoji) -> dict[str, tokenizer.Tokenizer]:
+    """One tokenizer of each type, trained on the declaration: all of it for char, else in four languages."""
+    root = tmp_path_factory.mktemp("types")
+    texts = dict.fromkeys(TYPES, udhr[:360]) | {"char": udhr + emoji}
+    return {name: trained(root / name, texts[name], **options) for name, options in TYPES.items()}
 
 
 @pytest.fixture(scope="module")
-def auto(tiny):
-    return transformers.AutoTokenizer.from_pretrained(tiny / "tokenizer")
+def auto(every) -> dict[str, transformers.PreTrainedTokenizerBase]:
+    """The same folders, loaded by transformers."""
+    return {name: transformers.AutoTokenizer.from_pretrained(loaded.folder) for name, loaded in every.items()}
+
+
+@pytest.fixture(scope="module")
+def bpe(every) -> tokenizer.Tokenizer:
+    return every["bpe"]
+
+
+def split(found) -> list[list[int]]:
+    ids, counts = found
+    assert (ids.dtype, counts.dtype) == (np.uint32, np.int64)
+    return [part.tolist() for part in np.split(ids, np.cumsum(counts)[:-1])] if len(counts) else []
 
 
 # --- special tokens -----------------------------------------------------------------------------------------------
 
 
-def test_special_tokens_have_fixed_ids(bpe, auto):
-    assert (bpe.pad_id, bpe.bos_id, bpe.eos_id, bpe.unk_id) == (0, 1, 2, None)
-    assert (auto.pad_token_id, auto.bos_token_id, auto.eos_token_id) == (0, 1, 2)
-    assert auto.convert_ids_to_tokens([0, 1, 2]) == ["[PAD]", "[BOS]", "[EOS]"]
+@every_type
+def test_special_tokens_have_fixed_ids(every, auto, name):
+    loaded, theirs = every[name], auto[name]
+    unk = None if name in ("bpe", "unigram") else 3
+    assert (loaded.pad_id, loaded.bos_id, loaded.eos_id, loaded.unk_id) == (0, 1, 2, unk)
+    assert loaded.special_ids == {"[PAD]": 0, "[BOS]": 1, "[EOS]": 2} | ({} if unk is None else {"[UNK]": 3})
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, unk)
+    assert theirs.convert_ids_to_tokens([0, 1, 2]) == ["[PAD]", "[BOS]", "[EOS]"]
 
 
-@pytest.mark.parametrize(("type_", "expected"), [("bpe", [0, 1, 2, 3, 4]), ("char", [0, 1, 2, 4, 5])])
-def test_names_come_from_the_configuration(tmp_path, type_, expected):
-    special = SpecialTokens(pad="<p>", bos="<b>", eos="<e>", unk="<u>", additional=["<x>", "<y>"])
-    loaded = trained(tmp_path / "t", ["text"], type=type_, special_tokens=special)
-    ids = [loaded.backend.token_to_id(name) for name in ("<p>", "<b>", "<e>", "<x>", "<y>")]
-    assert ids == expected
-    assert loaded.unk_id == (3 if type_ == "char" else None)
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
-    assert {"<p>", "<b>", "<e>", "<x>", "<y>"} <= set(auto.all_special_tokens)
-
-
-@pytest.mark.security
-@given(before=TEXT, name=st.sampled_from(["[PAD]", "[BOS]", "[EOS]"]), after=TEXT)
-def test_name_of_a_special_token_in_text_is_text(bpe, before, name, after):
-    [ids] = bpe.encode([before + name + after])
-    assert not {0, 1, 2} & set(ids)
-    assert bpe.decode(ids) == before + name + after
-
-
-@pytest.mark.security
-def test_name_of_a_special_token_in_text_is_text_for_characters_too(tmp_path):
-    loaded = trained(tmp_path / "t", ["[EOS]"], type="char")
-    [ids] = loaded.encode(["[EOS]"])
-    assert loaded.decode(ids) == "[EOS]"
-    assert min(ids) > 3
-
-
-@pytest.mark.security
 @pytest.mark.parametrize(
-    ("options", "text"),
+    ("options", "expected"),
     [
-        ({"special_tokens": SpecialTokens(additional=["the"])}, "the the the"),
-        ({"pre_tokenizer": "whitespace"}, " ".join(["[EOS]"] * 9)),
-        ({"pre_tokenizer": "none"}, "[EOS][EOS]\n" * 9),
-        ({"type": "char", "special_tokens": SpecialTokens(pad="e")}, "hello"),
+        ({"type": "bpe"}, [0, 1, 2, 3, 4]),
+        ({"type": "char"}, [0, 1, 2, 4, 5]),
+        ({"type": "sentencepiece", "vocab_size": 330}, [0, 1, 2, 4, 5]),
     ],
-    ids=["word", "whitespace", "none", "char"],
+    ids=["bpe", "char", "sentencepiece"],
 )
-def test_special_token_that_text_would_make_is_refused(options, text):
-    """Merges learned from the text would reach the special id, so nothing could tell the two apart."""
-    with pytest.raises(UserError, match=r"special_tokens: the text .* alone makes this token"):
-        tokenizer.train(config(vocab_size=512, **options), [text] * 9)
+def test_names_come_from_the_configuration(tmp_path, options, expected):
+    special = SpecialTokens(pad="<p>", bos="<b>", eos="<e>", unk="<u>", additional=["<x>", "<y>"])
+    loaded = trained(tmp_path / "t", ["some text"] * 9, special_tokens=special, **options)
+    assert [loaded.special_ids[name] for name in ("<p>", "<b>", "<e>", "<x>", "<y>")] == expected
+    assert loaded.unk_id == (None if options["type"] == "bpe" else 3)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert {"<p>", "<b>", "<e>", "<x>", "<y>"} <= set(theirs.all_special_tokens)
 
 
-# --- training -----------------------------------------------------------------------------------------------------
+@pytest.mark.security
+@every_type
+@given(before=TEXT, name_=st.sampled_from(["[PAD]", "[BOS]", "[EOS]", "[UNK]", "<0x41>"]), after=TEXT)
+def test_name_of_a_special_token_in_text_is_text(every, name, before, name_, after):
+    loaded, text = every[name], before + name_ + after
+    ids = loaded.encode([text])[0]
+    assert split(loaded.encode_batch([text])) == [ids]
+    assert not {0, 1, 2} & set(ids)
+    if name in LOSSLESS and "\u2581" not in text:
+        assert loaded.decode(ids) == text
 
 
-@pytest.mark.parametrize("type_", ["bpe", "char"])
-def test_training_twice_gives_the_same_content(tmp_path, shared, type_):
-    sources = f"sources=[{{path: {shared}/text/udhr_20lang.jsonl}}]"
-    for name in ("a", "b"):
-        run_script("train_tokenizer", f"output_dir={tmp_path}/{name}", sources, f"type={type_}", "vocab_size=600")
-    digests = {manifest.read(tmp_path / name)["content_digest"] for name in ("a", "b")}
-    assert len(digests) == 1
+def test_decoding_leaves_special_tokens_out(every):
+    for loaded in every.values():
+        assert loaded.decode([1, *loaded.encode(["text"])[0], 2, 0]) == "text"
 
 
-def test_vocabulary_has_the_size_asked_for(bpe):
-    assert bpe.vocab_size == 512
-    assert sorted(bpe.backend.get_vocab().values()) == list(range(512))
+# --- round trips --------------------------------------------------------------------------------------------------
 
 
-def test_vocabulary_below_the_bytes_is_refused():
-    """Three special tokens and 256 bytes."""
-    with pytest.raises(UserError, match="vocab_size: 258 is too small: 259 or more are needed"):
-        tokenizer.train(config(vocab_size=258), ["a"])
-    assert tokenizer.train(config(vocab_size=259), ["a"]).get_vocab_size() == 259
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(text=TEXT.filter(lambda text: "\u2581" not in text))
+@example("  two  spaces \t\r\n ")
+@example("\x00\x1b\ufeff\u200b\u2028 e\u0301 👩‍👩‍👧")
+def test_any_text_comes_back(every, name, text):
+    assert every[name].decode(every[name].encode([text])[0]) == text
 
 
-def test_characters_without_room_for_one_are_refused():
-    with pytest.raises(UserError, match="vocab_size: 4 is too small: 5 or more are needed"):
-        tokenizer.train(config(type="char", vocab_size=4), ["a"])
+@every_type
+def test_real_texts_come_back(every, shared, udhr, emoji, name):
+    whole = (shared / "text" / "udhr_20lang.txt").read_text()
+    texts = [*udhr, *emoji, "".join(map(chr, range(0x20, 0x7F))) if name in LOSSLESS else "ASCII", whole]
+    if name == "char":  # its training text had no line ends
+        texts[-1] = whole.replace("\n", " ").replace("\r", " ")
+    loaded = every[name]
+    assert [loaded.decode(ids) for ids in loaded.encode(texts)] == texts
 
 
-def test_merges_need_the_minimum_frequency(tmp_path):
-    """ "ab" stands twice: it is one token at min_frequency 2 and two at 3."""
-    counts = [len(trained(tmp_path / f"{n}", ["ab ab"], min_frequency=n).encode(["ab"])[0]) for n in (2, 3)]
-    assert counts == [1, 2]
-
-
-def test_shakespeare_has_65_characters(tmp_path, shared):
-    """nanoGPT data/shakespeare_char/readme.md: a vocabulary of 65; here 4 special tokens come before."""
-    text = (shared / "text" / "tinyshakespeare.txt").read_text()
-    loaded = trained(tmp_path / "t", [text], type="char")
-    assert loaded.vocab_size == 65 + 4
-    assert loaded.encode(["\n !$&',-.3:;?ABC"])[0] == list(range(4, 20))
-    assert loaded.decode(loaded.encode([text[:5000]])[0]) == text[:5000]
+@pytest.mark.parametrize("name", ["sentencepiece-unigram", "sentencepiece-bpe"])
+def test_sentencepiece_writes_its_space_sign_back_as_a_space(every, name):
+    assert every[name].decode(every[name].encode(["a\u2581b"])[0]) == "a b"
 
 
 def test_unknown_character_becomes_the_unknown_token(tmp_path):
@@ -153,84 +156,180 @@ def test_unknown_character_becomes_the_unknown_token(tmp_path):
     assert loaded.encode(["axb😀"]) == [[4, 3, 5, 3]]
 
 
-def test_rarest_characters_give_way_to_the_limit(tmp_path):
-    loaded = trained(tmp_path / "t", ["aaabbc"], type="char", vocab_size=6)
-    assert loaded.encode(["abc"]) == [[4, 5, 3]]
+# --- transformers, and the libraries below ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("type_", ["bpe", "char"])
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("none", "ﬁ Cafe\u0301"), ("nfc", "ﬁ Caf\u00e9"), ("nfkc", "fi Caf\u00e9"), ("lowercase", "ﬁ cafe\u0301")],
-)
-def test_normalizer_changes_the_text_by_its_name(tmp_path, name, expected, type_):
-    """Unicode normalization forms, UAX #15."""
-    text = "ﬁ Cafe\u0301"
-    loaded = trained(tmp_path / "t", [text], normalizer=name, type=type_)
-    assert loaded.decode(loaded.encode([text])[0]) == expected
+@every_type
+def test_auto_tokenizer_gives_the_same_ids_and_text(every, auto, udhr, emoji, name):
+    texts = udhr[::5] + emoji[::10] + CODE
+    ids = every[name].encode(texts)
+    assert auto[name](texts, add_special_tokens=False)["input_ids"] == ids
+    assert [auto[name].decode(part, skip_special_tokens=True) for part in ids] == [every[name].decode(p) for p in ids]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("gpt2", ["I", "'ll", " pay", " 12345", " $", "\n", "\n", "x"]),
-        ("gpt4", ["I", "'ll", " pay", " ", "123", "45", " $\n\n", "x"]),
-        ("whitespace", ["I'll", " pay", " 12345", " $", "\n\n", "x"]),
-        ("none", ["I'll pay 12345 $\n\nx"]),
-    ],
-)
-def test_pre_tokenizer_cuts_by_its_name(name, expected):
-    """Patterns of GPT-2 (encoder.py) and cl100k_base (tiktoken_ext/openai_public.py), applied by hand."""
-    pieces = tokenizer.PRE_TOKENIZERS[name]().pre_tokenize_str("I'll pay 12345 $\n\nx")
-    assert [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece, _ in pieces] == expected
+@every_type
+def test_padding_changes_no_id_and_is_masked(auto, udhr, name):
+    """Right and left: what the mask keeps is what the text alone gives, and all else is the padding token."""
+    texts = [udhr[3], "", udhr[7], "a"]
+    alone = [auto[name](text, add_special_tokens=False)["input_ids"] for text in texts]
+    for side in ("right", "left"):
+        batch = auto[name](texts, add_special_tokens=False, padding=True, padding_side=side, return_tensors="np")
+        assert batch["input_ids"].shape == (4, max(map(len, alone)))
+        for row, mask, ids in zip(batch["input_ids"], batch["attention_mask"], alone, strict=True):
+            assert row[mask == 1].tolist() == ids
+            assert set(row[mask == 0]) <= {0}
+            assert mask.tolist() == sorted(mask.tolist(), reverse=side == "right")
 
 
-# --- round trips --------------------------------------------------------------------------------------------------
+@every_type
+def test_each_token_has_an_id_of_its_own_below_the_vocabulary(every, name):
+    ids = sorted(every[name].backend.get_vocab(with_added_tokens=True).values())
+    assert ids == list(range(every[name].vocab_size))
+    assert every[name].vocab_size <= TYPES[name].get("vocab_size", 4096)
 
 
+@pytest.mark.parametrize("name", ["sentencepiece-unigram", "sentencepiece-bpe"])
+def test_ids_are_those_of_sentencepiece(every, shared, udhr, emoji, name):
+    """tokenizer.json beside the tokenizer.model that it was made from, on prose and code by lines and as a whole."""
+    library = sentencepiece.SentencePieceProcessor(model_file=str(every[name].folder / "tokenizer.model"))
+    botchan = (shared / "text" / "botchan.txt").read_text()
+    with open(shared / "text" / "python311_stdlib.jsonl") as lines:
+        modules = [json.loads(line)["text"] for line, _ in zip(lines, range(8), strict=False)]
+    code = [line for module in modules for line in module.splitlines(keepends=True)]
+    texts = [*udhr, *emoji, *botchan.splitlines(), *code, *CODE, modules[1][:60_000], botchan[:60_000], "#" * 78]
+    assert every[name].encode(texts) == library.encode(texts)
+
+
+# --- many texts at once -------------------------------------------------------------------------------------------
+
+
+@every_type
+def test_a_batch_gives_the_ids_of_each_text(every, udhr, name):
+    texts = [*udhr[::9], *CODE]
+    assert split(every[name].encode_batch(texts)) == every[name].encode(texts)
+    assert split(every[name].encode_batch([])) == []
+
+
+def test_a_batch_gives_the_same_ids_on_several_threads(tmp_path, udhr):
+    """The first use makes the fast path, here by four threads at once."""
+    loaded = trained(tmp_path / "t", udhr[:99])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: split(loaded.encode_batch(udhr[start::4])), range(4)))
+    assert found == [loaded.encode(udhr[start::4]) for start in range(4)]
+
+
+@pytest.mark.parametrize("name", ["unigram", "char"])
 @given(text=TEXT)
-@example("  two  spaces \t\r\n ")
-@example("\x00\x1b\ufeff\u200b\u2028 e\u0301 👩‍👩‍👧")
-def test_any_text_comes_back(bpe, text):
-    assert bpe.decode(bpe.encode([text])[0]) == text
+def test_long_texts_go_through_tokenizers_in_pieces(every, name, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_pairs, "BLOCK", 3)
+        found = split(every[name].encode_batch([text, "", text]))
+    assert found == every[name].encode([text, "", text])
 
 
-def test_real_texts_come_back(bpe, udhr, emoji):
-    texts = udhr + emoji
-    assert [bpe.decode(ids) for ids in bpe.encode(texts)] == texts
+def test_the_engine_is_named_with_a_reason(every, shared):
+    assert {name: loaded.engine for name, loaded in every.items()} == dict.fromkeys(TYPES, "tokenizers") | {
+        "bpe": "tiktoken"
+    }
+    assert every["bpe"].engine_reason == ""
+    assert every["unigram"].engine_reason == "its model is Unigram, not BPE"
+    assert "normalizer" in every["sentencepiece-bpe"].engine_reason
+    assert tokenizer.load(shared / "tokenizers" / "mistral_v1").engine == "sentencepiece"
 
 
-def test_auto_tokenizer_gives_the_same_ids_and_text(bpe, auto, udhr, emoji):
-    texts = udhr[::5] + emoji[::10] + ["", " ", "\n\n", "a  b ", "def f(x):\n\treturn x  # é"]
-    assert [auto(text, add_special_tokens=False)["input_ids"] for text in texts] == bpe.encode(texts)
-    assert [auto.decode(ids) for ids in bpe.encode(texts)] == texts
+def test_a_difference_on_real_text_ends_the_fast_path(tmp_path, udhr):
+    """The fast path of another vocabulary stands in for an engine that errs."""
+    loaded, other = trained(tmp_path / "a", udhr), trained(tmp_path / "b", ["ab ab"] * 9)
+    assert loaded.check_on(udhr[:5]) == ""
+    assert loaded.engine == "tiktoken"
+    loaded._fast = byte_pairs.BytePairs(other._fast.encoding, other._fast.separator_id, loaded.backend)
+    assert loaded.check_on(["", "\n", udhr[0]]) == "tiktoken gave other ids for text number 3 of the first block"
+    assert (loaded.engine, loaded.engine_reason[:8]) == ("tokenizers", "tiktoken")
+    assert split(loaded.encode_batch(udhr[:5])) == loaded.encode(udhr[:5])
 
 
-def test_auto_tokenizer_of_characters_gives_the_same_ids(tmp_path, udhr):
-    loaded = trained(tmp_path / "t", udhr[:500], type="char")
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
-    assert [auto(text, add_special_tokens=False)["input_ids"] for text in udhr[::20]] == loaded.encode(udhr[::20])
+# --- tokens for people --------------------------------------------------------------------------------------------
 
 
-def test_decoding_leaves_special_tokens_out(bpe):
-    assert bpe.decode([1, *bpe.encode(["text"])[0], 2, 0]) == "text"
+@every_type
+def test_tokens_of_a_text_read_as_the_text(every, name):
+    text = "All human beings are born free"
+    assert "".join(map(every[name].token_text, every[name].encode([text])[0])) == text
+    assert every[name].token_text(2) == "[EOS]"
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_bytes_of_a_partial_character_are_shown(every, name):
+    ids = every[name].encode(["\U0010ffff"])[0]
+    assert "".join(map(every[name].token_text, ids)) == r"\xf4\x8f\xbf\xbf"
+
+
+def test_an_id_beyond_the_vocabulary_has_no_text(bpe):
+    with pytest.raises(ValueError, match="no token has the id 99999"):
+        bpe.token_text(99999)
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("path", "ids", "special"),
+    [
+        ("gpt2", "gpt2/reference_ids.jsonl", (50256, 50256, None, None)),
+        ("mistral_v1", "mistral_v1/reference_ids.jsonl", (1, 2, None, 0)),
+        ("mistral_v1/tokenizer.model", "mistral_v1/reference_ids.jsonl", (1, 2, None, 0)),
+        (
+            "sentencepiece_unigram_botchan.model",
+            "sentencepiece_unigram_botchan.reference_ids.jsonl",
+            (1, 2, None, 0),
+        ),
+    ],
+)
+def test_foreign_files_give_the_reference_ids(shared, path, ids, special):
+    """../shared/data/SOURCES.json says by which library each was made."""
+    loaded = tokenizer.load(shared / "tokenizers" / path)
+    rows = [json.loads(line) for line in (shared / "tokenizers" / ids).read_text().splitlines()]
+    texts, wanted = [row["text"] for row in rows], [row["ids"] for row in rows]
+    assert loaded.encode(texts) == wanted
+    assert split(loaded.encode_batch(texts)) == wanted
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.unk_id) == special
+    assert loaded.vocab_size > max(max(part, default=0) for part in wanted)
+    if "botchan" not in path:  # which strips and knows few characters
+        assert [loaded.decode(part) for part in wanted] == texts
+
+
+def test_sentencepiece_tokens_read_as_the_text(shared):
+    loaded = tokenizer.load(shared / "tokenizers" / "mistral_v1")
+    ids = loaded.encode(["born free\U0010ffff"])[0]
+    assert "".join(map(loaded.token_text, ids)) == r" born free\xf4\x8f\xbf\xbf"
+    assert loaded.special_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+def test_foreign_special_tokens_are_found(shared):
+    loaded = tokenizer.load(shared / "models" / "stories260K")
+    assert (loaded.pad_id, loaded.bos_id, loaded.eos_id, loaded.unk_id) == (None, 1, 2, 0)
+    assert loaded.special_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
 def test_folder_without_a_tokenizer_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"has no tokenizer.json. Give a folder made by train_tokenizer"):
-        tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match=r"reference = .* has no tokenizer.json, .* Give a folder made by train_token"):
+        tokenizer.load(tmp_path, key="reference")
 
 
-@pytest.mark.parametrize("name", tokenizer.PAYLOAD)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"eos_token": {}}'])
 def test_damaged_tokenizer_is_told(tmp_path, name, text):
     trained(tmp_path / "t", ["a"])
     (tmp_path / "t" / name).write_text(text)
     with pytest.raises(UserError, match=r"tokenizer\.json: is not a tokenizer"):
         tokenizer.load(tmp_path / "t")
+
+
+@pytest.mark.parametrize("data", [b"", b"no protocol buffer"])
+def test_damaged_sentencepiece_model_is_told(tmp_path, data):
+    (tmp_path / "a.model").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.model: is not a tokenizer"):
+        tokenizer.load(tmp_path / "a.model")
 
 
 def test_truncation_and_padding_of_a_foreign_tokenizer_are_off(tmp_path):
@@ -241,36 +340,28 @@ def test_truncation_and_padding_of_a_foreign_tokenizer_are_off(tmp_path):
     assert len(tokenizer.load(tmp_path / "t").encode(["a b c d"])[0]) == 7
 
 
-def test_foreign_special_tokens_are_found(shared):
-    loaded = tokenizer.load(shared / "models" / "stories260K")
-    assert (loaded.pad_id, loaded.bos_id, loaded.eos_id, loaded.unk_id) == (None, 1, 2, 0)
+@pytest.mark.parametrize(
+    ("setting", "file", "expected"),
+    [
+        (None, None, None),
+        ("one", None, "one"),
+        ([{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}], None, "three"),
+        ([{"name": "tool_use", "template": "two"}], None, None),
+        ("one", "of the file", "of the file"),
+    ],
+)
+def test_chat_template_is_found(tmp_path, setting, file, expected):
+    trained(tmp_path / "t", ["a"])
+    path = tmp_path / "t" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": setting}))
+    if file is not None:
+        (tmp_path / "t" / "chat_template.jinja").write_text(file)
+    assert tokenizer.load(tmp_path / "t").chat_template == expected
 
 
-# --- records ------------------------------------------------------------------------------------------------------
-
-
-def test_parts_are_encoded_alone_between_begin_and_end(bpe):
-    record = Record("f", 1, 0, (("return", False), ("er", True)))
-    [document] = tokenizer.encode_records(bpe, [record], add_bos=True, add_eos=True)
-    first, second = bpe.encode(["return", "er"])
-    assert document.input_ids.tolist() == [1, *first, *second, 2]
-    assert document.target_spans == ((1 + len(first), len(document.input_ids)),)
-    assert (document.num_bytes, document.record_id) == (2, record.id.hex())
-
-
-def test_end_is_no_target_after_a_part_that_is_none(bpe):
-    record = Record("f", 1, 0, (("a", True), ("b", False)))
-    [document] = tokenizer.encode_records(bpe, [record], add_bos=True, add_eos=True)
-    assert document.is_target().tolist() == [False, True, False, False]
-
-
-@given(texts=st.lists(st.lists(st.tuples(TEXT, st.booleans()), min_size=1, max_size=3), max_size=4))
-def test_documents_keep_the_order_and_the_parts_of_records(bpe, texts):
-    records = [Record("f", 1, 0, tuple(parts)) for parts in texts]
-    documents = tokenizer.encode_records(bpe, records, add_bos=False, add_eos=False)
-    for record, document in zip(records, documents, strict=True):
-        ids = [bpe.encode([text])[0] for text, _ in record.parts]
-        assert document.input_ids.tolist() == [token for part in ids for token in part]
-        wanted = [is_target for part, (_, is_target) in zip(ids, record.parts, strict=True) for _ in part]
-        if any(is_target for _, is_target in record.parts):
-            assert document.is_target().tolist() == [False, *wanted[1:]][: len(wanted)]
+def test_a_plain_tokenizer_json_loads(tmp_path):
+    """As `tokenizers` itself saves it, without names for the special tokens."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.eos_id, loaded.special_ids, loaded.encode(["a"])) == (None, {}, [[0]])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from codex_accel import tokens
 from codex_accel.errors import UserError
-from codex_accel.tokens import Document, ShardWriter, TokenStore
+from codex_accel.tokens import Document, Documents, ShardWriter, TokenStore
 
 
 def document(ids: list[int], spans: tuple[tuple[int, int], ...] = (), number: int = 0) -> Document:
@@ -20,7 +20,7 @@ def written(folder, documents, *, vocab_size: int = 1000, split: str = "train", 
     folder.mkdir(exist_ok=True)
     writer = ShardWriter(folder / tokens.shard_name(split, unit), tokens.schema_for(vocab_size))
     for each in documents:
-        writer.add(each)
+        writer.add(Documents.of([each]))
     writer.close()
     return folder
 
@@ -132,3 +132,20 @@ def test_targets_are_the_spans_without_the_first_token(length, spans, data):
     stop = data.draw(st.integers(start, length))
     expected = [t > 0 and (not spans or any(a <= t < b for a, b in spans)) for t in range(start, stop)]
     assert document([0] * length, spans).is_target(start, stop).tolist() == expected
+
+
+@settings(max_examples=50)
+@given(documents(), st.data())
+def test_columns_give_the_documents_and_any_choice_of_them(drawn, data):
+    columns = Documents.of(drawn)
+    assert list(map(plain, columns)) == list(map(plain, drawn))
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(drawn), max_size=len(drawn))))
+    kept = [plain(each) for each, keep in zip(drawn, chosen, strict=True) if keep]
+    assert list(map(plain, columns.where(chosen))) == kept
+
+
+@settings(max_examples=50)
+@given(documents())
+def test_targets_of_columns_are_those_of_each_document(drawn):
+    expected = np.concatenate([each.is_target() for each in drawn])
+    assert Documents.of(drawn).is_target().tolist() == expected.tolist()

@@ -1,0 +1,197 @@
+"""The plan of a preparation: what is read, cut into units, and the folder that the work lies in.
+
+Rule: a unit is a stretch of input that goes into one set of shards. What it gives depends on the input and the settings
+alone, and a unit whose marker stands is whole; so any number of processes writes the same bytes, and a killed
+preparation goes on.
+
+The work folder holds `inventory/` (digests of the input), `survey/` and `decision.json` (who is in which split, where
+that needs all records), `units/` (a marker, the bad records and the ids of each unit) and `dataset/` (the shards).
+Process r of P does units r, r + P, r + 2P, ...
+"""
+
+import collections
+import concurrent.futures
+import fcntl
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codex_accel import chat, files, sources
+from codex_accel.errors import UserError
+from codex_accel.records import BadRecord, Reader, Record, Render
+from codex_accel.schema import PrepareConfig
+from codex_accel.sources import FileFacts, RawFile, Unit
+from codex_accel.tokenizer import Tokenizer
+from codex_accel.workers import Workers
+
+VERSION = 2  # of the bytes that a preparation writes: another one is another input digest
+BLOCK_RECORDS, BLOCK_CHARACTERS = 4096, 1 << 20  # read and tokenized at once, whichever is reached first
+# Keys that do not change what a unit gives, and those whose content is digested apart.
+NOT_INPUT = {
+    "output_dir", "overwrite", "dry_run", "list", "list_split", "gc", "tokenizer", "sources", "max_bad_fraction",
+    "num_threads", "verify", "allow_network",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be read, and where the work lies."""
+
+    config: PrepareConfig
+    work: Path
+    inventory: list[FileFacts]
+    names: list[str]  # of the splits, in order of their numbers
+    renders: dict[str | None, Render]  # by the source's chat_template
+    input_digest: str
+
+    @functools.cached_property
+    def units(self) -> list[Unit]:
+        """Every unit, in order of the files."""
+        return [unit for facts in self.inventory for unit in facts.units]
+
+    @property
+    def num_bytes(self) -> int:
+        """Raw bytes in all."""
+        return sum(facts.size for facts in self.inventory)
+
+    def path(self, folder: str, unit: int, suffix: str) -> Path:
+        """File of a unit in a folder of the work folder."""
+        return self.work / folder / f"{unit:05d}{suffix}"
+
+    def runs(self, folder: str) -> list[Path]:
+        """The sorted entries of the records of every unit."""
+        return sorted((self.work / folder).glob("*.run"))
+
+    def place(self, unit: int, line: int) -> str:
+        """Where a record stands, for people."""
+        return f"{self.units[unit].raw.path}:{line}"
+
+    def read(self, unit: int) -> Reader:
+        """The records of a unit."""
+        found = self.units[unit]
+        return Reader(
+            found,
+            max_record_bytes=self.config.max_record_bytes,
+            key=self.config.split.key,
+            render=self.renders[found.raw.source.chat_template] if found.raw.source.messages else None,
+        )
+
+
+def lock(work: Path) -> Any:
+    """Keep every other preparation out of `work` for as long as the returned file is open."""
+    work.mkdir(parents=True, exist_ok=True)
+    stream = open(work / ".lock", "a+")  # noqa: SIM115  kept open for as long as the work lasts
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        holder = stream.read().strip() or "another process"
+        raise UserError(f"{work}: {holder} prepares this dataset now. Wait for it, or stop it.") from error
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+    stream.flush()
+    return stream
+
+
+def take_inventory(raw_files: Sequence[RawFile], work: Path, workers: Workers, *, unit_bytes: int) -> list[FileFacts]:
+    """Digests and units of all files, each hashed by one process, over its threads."""
+    folder = work / "inventory"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(number: int) -> None:
+        facts = sources.inventory(raw_files[number], unit_bytes=unit_bytes)
+        units = [[unit.start, unit.stop, unit.first_line, unit.sha256] for unit in facts.units]
+        document = {"size": facts.size, "sha256": facts.sha256, "units": units}
+        files.write_durable(folder / f"{number:05d}.json", json.dumps(document).encode())
+
+    mine = range(workers.process, len(raw_files), workers.num_processes)
+    with concurrent.futures.ThreadPoolExecutor(workers.num_threads) as pool:
+        collections.deque(pool.map(one, mine), maxlen=0)
+    workers.wait()
+    result = []
+    for number, raw in enumerate(raw_files):
+        found = json.loads((folder / f"{number:05d}.json").read_bytes())
+        units = tuple(Unit(raw, *fields) for fields in found["units"])
+        result.append(FileFacts(raw, found["size"], found["sha256"], units))
+    return result
+
+
+def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenizer_digest: str) -> str:
+    """SHA-256 over everything that the bytes of the dataset follow from: settings, files and tokenizer."""
+    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_INPUT}
+    read = [
+        {
+            "path": str(facts.raw.path),
+            "sha256": facts.sha256,
+            "format": facts.raw.format,
+            "source": facts.raw.source.model_dump(mode="json", exclude={"path"}),
+            "template": _template_digest(facts.raw.source.chat_template),
+        }
+        for facts in inventory
+    ]
+    document = {"version": VERSION, "settings": keys, "files": read, "tokenizer": tokenizer_digest}
+    return files.sha256_bytes(json.dumps(document, sort_keys=True).encode())
+
+
+def _template_digest(path: str | None) -> str | None:
+    return files.sha256_file(Path(path)) if path else None
+
+
+def start_or_go_on(plan: Plan) -> int:
+    """Keep the finished units of the same input and settings, remove all else; returns how many there are."""
+    document = {"input_digest": plan.input_digest}
+    path = plan.work / "plan.json"
+    if not path.exists() or json.loads(path.read_bytes()) != document:
+        for folder in ("survey", "units", "dataset"):
+            shutil.rmtree(plan.work / folder, ignore_errors=True)
+        (plan.work / "decision.json").unlink(missing_ok=True)
+        files.write_durable(path, json.dumps(document).encode())
+    for folder in ("survey", "units", "dataset"):
+        (plan.work / folder).mkdir(exist_ok=True)
+    return sum(plan.path("units", unit, ".json").exists() for unit in range(len(plan.units)))
+
+
+def renders(raw_files: Sequence[RawFile], tokenizer: Tokenizer) -> dict[str | None, Render]:
+    """What turns messages into parts, for each chat template that the sources name; None is the tokenizer's own."""
+    result: dict[str | None, Render] = {}
+    name_of = {id_: name for name, id_ in tokenizer.special_ids.items()}
+    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+    variables = {f"{role}_token": name_of[id_] for role, id_ in roles.items() if id_ in name_of}
+    for raw in raw_files:
+        path = raw.source.chat_template
+        if raw.source.messages is None or path in result:
+            continue
+        found = chat.own_template(tokenizer.folder) if path is None else (Path(path).read_text(encoding="utf-8"), path)
+        if found is None:
+            raise UserError(
+                f"{raw.path}: holds messages, but the tokenizer '{tokenizer.folder}' has no chat template. "
+                "Name a file in sources[].chat_template."
+            )
+        text, where = found
+        result[path] = chat.template(text, set(tokenizer.special_ids), where=where, variables=variables)
+    return result
+
+
+def blocks(reader: Reader) -> Iterator[list[Record | BadRecord]]:
+    """What the reader gives, in blocks to be tokenized at once; where they end depends on the records alone."""
+    block: list[Record | BadRecord] = []
+    num_characters = 0
+    for item in reader:
+        block.append(item)
+        if isinstance(item, Record):
+            num_characters += sum(len(part.text) for part in item.parts)
+        if len(block) >= BLOCK_RECORDS or num_characters >= BLOCK_CHARACTERS:
+            yield block
+            block, num_characters = [], 0
+    if block:
+        yield block
+
+
+def done_bytes(plan: Plan, folder: str) -> int:
+    """Raw bytes of the units that any process has finished."""
+    return sum(unit.num_bytes for number, unit in enumerate(plan.units) if plan.path(folder, number, ".json").exists())

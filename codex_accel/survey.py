@@ -1,0 +1,190 @@
+"""Who is in which split and who is removed, where that depends on all records.
+
+Rule: `exact`, `position` and the removal of duplicates read all input once before it is tokenized; `hash` and `given`
+look at each record alone. Every process decides alike, from what the survey has left in the work folder.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from codex_accel import duplicates, files, near_duplicates, progress, splits
+from codex_accel.errors import UserError
+from codex_accel.plan import Plan, blocks, done_bytes
+from codex_accel.records import Record
+from codex_accel.schema import PrepareConfig
+from codex_accel.workers import Workers
+
+# (records, unit, index of the first) -> the records to write with the numbers of their splits, or duplicates.REMOVED
+Assign = Callable[[list[Record], int, int], tuple[list[Record], list[int]]]
+
+
+def needs_survey(config: PrepareConfig) -> bool:
+    """Whether the split of a record, or whether it stays, depends on the others."""
+    together = config.split.method in ("exact", "position")
+    return together or config.duplicates == "remove" or config.near_duplicates is not None
+
+
+def survey(plan: Plan, workers: Workers) -> None:
+    """Read every unit once and leave the ids of its records, and their MinHash signatures if they are asked for."""
+    with progress.bar("survey", total=plan.num_bytes, unit="bytes") as show:
+        for number in range(workers.process, len(plan.units), workers.num_processes):
+            if not plan.path("survey", number, ".json").exists():
+                _survey_unit(plan, number, show)
+
+
+def _survey_unit(plan: Plan, number: int, show: Callable[[int, str], None]) -> None:
+    before = done_bytes(plan, "survey")
+    reader, runs = plan.read(number), duplicates.RunWriter(plan.work / "survey", number)
+    split = plan.names.index(str(plan.units[number].raw.source.split)) if plan.config.split.method == "given" else 0
+    with open(plan.path("survey", number, ".minhash"), "wb") as signatures:
+        for block in blocks(reader):
+            good = [item for item in block if isinstance(item, Record)]
+            runs.add([record.id for record in good], [record.line for record in good], [split] * len(good))
+            if plan.config.near_duplicates is not None and good:
+                texts = ["\n".join(part.text for part in record.parts) for record in good]
+                near_duplicates.signatures(texts).tofile(signatures)
+            show(before + reader.num_bytes, "")
+    runs.close()
+    files.write_durable(plan.path("survey", number, ".json"), b"{}")
+
+
+def decide(plan: Plan) -> None:
+    """What the survey says about all records together, for every process: `decision.json` and `survey/*.gone`."""
+    folder, units = plan.work / "survey", range(len(plan.units))
+    gone: dict[int, np.ndarray] = collections.defaultdict(lambda: np.empty(0, dtype=np.uint32))
+    if plan.config.duplicates == "remove":
+        prefer_last = plan.config.split.method == "given"
+        for unit, indices in duplicates.superfluous(plan.runs("survey"), prefer_last_split=prefer_last):
+            gone[unit] = np.concatenate([gone[unit], indices])
+    near = _find_near(plan, gone) if plan.config.near_duplicates is not None else None
+    for unit in units:
+        files.write_durable(plan.path("survey", unit, ".gone"), np.sort(gone[unit]).tobytes())
+    left = [duplicates.num_entries(folder, unit) - len(gone[unit]) for unit in units]
+    decision: dict[str, Any] = {"near": near, "num_left": left, "cuts": []}
+    if plan.config.split.method == "exact":
+
+        def ranks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+            for unit in units:
+                for entries in duplicates.read_unit(folder, unit):
+                    left = entries[~np.isin(entries["index"], gone[unit])]
+                    yield unit, splits.ranks(left["high"], seed=plan.config.split.seed), left["index"]
+
+        decision["cuts"] = splits.exact_cuts(ranks, plan.config.split.ratios)
+    files.write_durable(plan.work / "decision.json", json.dumps(decision).encode())
+
+
+def _find_near(plan: Plan, gone: dict[int, np.ndarray]) -> dict[str, Any]:
+    """List near duplicates among the records that are left in `near.jsonl`; enter those to be removed in `gone`."""
+    threshold = float(plan.config.near_duplicates or 0.0)
+    where: list[tuple[int, int, int]] = []  # (unit, index, line) of each record looked at
+
+    def in_order() -> Iterator[np.ndarray]:
+        for unit in range(len(plan.units)):
+            with open(plan.path("survey", unit, ".minhash"), "rb") as stream:
+                for entries in duplicates.read_unit(plan.work / "survey", unit):
+                    size = len(entries) * near_duplicates.NUM_PERMUTATIONS
+                    signatures = np.fromfile(stream, dtype=np.uint32, count=size).reshape(len(entries), -1)
+                    kept = ~np.isin(entries["index"], gone[unit])
+                    where.extend((unit, int(entry["index"]), int(entry["line"])) for entry in entries[kept])
+                    yield signatures[kept]
+
+    num_found = 0
+    removed = collections.defaultdict(list)
+    with open(plan.work / "near.jsonl", "w", encoding="utf-8") as listing:
+        for index, earlier, similarity in near_duplicates.find(in_order(), threshold=threshold):
+            num_found += 1
+            unit, place, line = where[index]
+            removed[unit].append(place)
+            near_line = {"place": plan.place(unit, line), "similarity": round(similarity, 4)}
+            near_line["of"] = plan.place(where[earlier][0], where[earlier][2])
+            listing.write(json.dumps(near_line, ensure_ascii=False) + "\n")
+    if plan.config.duplicates == "remove":
+        for unit, places in removed.items():
+            gone[unit] = np.concatenate([gone[unit], np.array(places, dtype=np.uint32)])
+    num_removed = num_found if plan.config.duplicates == "remove" else 0
+    return {"threshold": threshold, "num_found": num_found, "num_removed": num_removed}
+
+
+def assignment(plan: Plan) -> Assign:
+    """How records find their split, from the settings and the decision of the survey."""
+    split = plan.config.split
+    surveyed = needs_survey(plan.config)
+    decision = json.loads((plan.work / "decision.json").read_bytes()) if surveyed else {}
+    if split.method == "position" and sum(decision["num_left"]) == 1:
+        return lambda records, unit, first: _cut(plan, records)
+    numbers_of = {"hash": _by_hash, "given": _given, "exact": _exact, "position": _by_position}[split.method](
+        plan, decision
+    )
+
+    @functools.lru_cache(maxsize=1)
+    def gone_of(unit: int) -> np.ndarray:
+        path = plan.path("survey", unit, ".gone")
+        return np.fromfile(path, dtype=np.uint32) if surveyed else np.empty(0, dtype=np.uint32)
+
+    def assign(records: list[Record], unit: int, first: int) -> tuple[list[Record], list[int]]:
+        gone = gone_of(unit)
+        indices = np.arange(first, first + len(records))
+        numbers = np.array(numbers_of(records, unit, indices, gone))
+        return records, np.where(np.isin(indices, gone), duplicates.REMOVED, numbers).tolist()
+
+    return assign
+
+
+# (records, unit, indices (D,), sorted indices of the unit's removed records) -> numbers of their splits (D,)
+NumbersOf = Callable[[list[Record], int, np.ndarray, np.ndarray], Any]
+
+
+def _by_hash(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
+    split, numbers = plan.config.split, {name: number for number, name in enumerate(plan.names)}
+
+    def number_of(record: Record) -> int:
+        key = record.key if record.key is not None else record.id.hex()
+        return numbers[splits.by_hash(key, split.ratios, seed=split.seed)]
+
+    return lambda records, unit, indices, gone: [number_of(record) for record in records]
+
+
+def _given(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
+    of_unit = [plan.names.index(str(unit.raw.source.split)) for unit in plan.units]
+    return lambda records, unit, indices, gone: [of_unit[unit]] * len(records)
+
+
+def _exact(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
+    cuts = [tuple(cut) for cut in decision["cuts"]]
+
+    def numbers_of(records: list[Record], unit: int, indices: np.ndarray, gone: np.ndarray) -> list[int]:
+        heads = np.array([int.from_bytes(record.id[:8], "big") for record in records], dtype=np.uint64)
+        ranks = splits.ranks(heads, seed=plan.config.split.seed)
+        return splits.by_cuts(ranks, cuts, unit=unit, indices=indices)
+
+    return numbers_of
+
+
+def _by_position(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
+    base = np.cumsum([0, *decision["num_left"]])
+    edges = splits.edges(int(base[-1]), plan.config.split.ratios)
+    return lambda records, unit, indices, gone: np.searchsorted(
+        edges, base[unit] + indices - np.searchsorted(gone, indices), side="right"
+    )
+
+
+def _cut(plan: Plan, records: list[Record]) -> tuple[list[Record], list[int]]:
+    """`position` with a single record: one long text, cut by characters."""
+    pieces, numbers = [], []
+    for record in records:
+        if len(record.parts) > 1:
+            raise UserError(
+                f"{record.file}:{record.line}: the only record has a prompt, so position cannot cut it. Use hash."
+            )
+        texts = splits.cut_text(record.parts[0].text, plan.config.split.ratios)
+        for number, text in enumerate(texts.values()):
+            if text:
+                pieces.append(dataclasses.replace(record, parts=(record.parts[0]._replace(text=text),)))
+                numbers.append(number)
+    return pieces, numbers
