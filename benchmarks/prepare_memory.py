@@ -72,7 +72,7 @@ def peak_bytes(command: list[str]) -> tuple[int, float]:
     while process.poll() is None:
         try:
             tree = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(member.memory_info().rss for member in tree))
+            peak = max(peak, sum(member.memory_full_info().pss for member in tree))
         except psutil.NoSuchProcess:
             pass
         time.sleep(0.02)

@@ -38,7 +38,7 @@ def encode(
         lengths = np.ones(len(parts), dtype=np.int64)
         lengths[~special] = part_lengths
         is_special = np.repeat(special, lengths)
-        stream = np.empty(len(is_special), dtype=np.uint32)
+        stream = np.empty(len(is_special), dtype=ids.dtype)
         stream[~is_special] = ids
         stream[is_special] = [tokenizer.special_ids[part.text] for part in parts if part.is_special]
         ids, part_lengths = stream, lengths
@@ -46,7 +46,7 @@ def encode(
     bos, eos = _wanted(tokenizer, records, add_bos=add_bos, add_eos=add_eos, placed=bool(special.any()))  # (D,)
     lengths = np.add.reduceat(part_lengths, first) + bos + eos
     starts = np.cumsum(lengths) - lengths
-    input_ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+    input_ids = np.empty(int(lengths.sum()), dtype=ids.dtype)
     is_text = np.ones(len(input_ids), dtype=bool)
     for wanted, place, id_ in ((bos, starts, tokenizer.bos_id), (eos, starts + lengths - 1, tokenizer.eos_id)):
         if id_ is not None:

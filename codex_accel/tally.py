@@ -32,8 +32,7 @@ class Tally:
     def add(self, documents: Documents, records: Sequence[Record], text_bytes: np.ndarray) -> None:
         """Count documents (D) with their records and the UTF-8 bytes of their texts, (D,)."""
         stops = np.cumsum(documents.lengths)
-        targets = np.concatenate([[0], np.cumsum(documents.is_target())])
-        num_targets = targets[stops] - targets[stops - documents.lengths]
+        num_targets = documents.num_targets()
         last = documents.input_ids[np.maximum(stops - 1, 0)] if len(documents.input_ids) else np.empty(0)
         ends = (documents.lengths > 0) & (last == self.tokenizer.eos_id) if len(last) else np.zeros(len(stops), bool)
         self.sums["num_tokens"] += int(documents.lengths.sum())

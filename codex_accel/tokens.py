@@ -90,16 +90,13 @@ class Documents:
             record_ids=self.record_ids[chosen],
         )
 
-    def is_target(self) -> np.ndarray:
-        """Boolean (N,): which tokens are to be predicted; the first of a document never is."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        edges = np.zeros(len(self.input_ids) + 1, dtype=np.int8)
-        offsets = np.repeat(starts, self.num_spans)
-        np.add.at(edges, offsets + self.spans[:, 0], 1)
-        np.add.at(edges, offsets + self.spans[:, 1], -1)
-        mask = np.cumsum(edges[:-1], dtype=np.int8).astype(bool) | np.repeat(self.num_spans == 0, self.lengths)
-        mask[starts[self.lengths > 0]] = False
-        return mask
+    def num_targets(self) -> np.ndarray:
+        """Int64 (D,): how many tokens of each are to be predicted; the first of a document never is."""
+        result = np.where(self.num_spans == 0, np.maximum(self.lengths - 1, 0), 0)
+        start, stop = self.spans.T
+        owners = np.repeat(np.arange(len(self)), self.num_spans)
+        np.add.at(result, owners, stop - start - ((start == 0) & (stop > 0)))
+        return result
 
 
 def schema_for(vocab_size: int) -> pa.Schema:
@@ -146,7 +143,8 @@ class ShardWriter:
         ids_type, spans_type = self.schema.field("input_ids").type, self.schema.field("target_spans").type
 
         def column(name: str) -> np.ndarray:
-            return np.concatenate([getattr(documents, name) for documents in self._pending])
+            arrays = [getattr(documents, name) for documents in self._pending]
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
         ids = column("input_ids").astype(ids_type.value_type.to_pandas_dtype(), copy=False)
         pairs = pa.FixedSizeListArray.from_arrays(pa.array(column("spans").astype(np.uint32).ravel()), 2)
