@@ -55,7 +55,8 @@ def write_corpus(path: Path, num_bytes: int) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
 def load_script(name: str):

@@ -17,7 +17,7 @@ The patterns are the same up to possessive forms, which only leave out steps bac
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,51 +179,57 @@ def _require_classes() -> None:
 
 
 def encode_batch(pairs: BytePairs, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids, uint32 (N,), and how many belong to each text, int64 (T,); on this thread, without the interpreter."""
-    owners, pieces = segments(texts, CUT)
-    ids, counts = [], []
-    for first, last in _blocks(pieces):
-        block_ids, block_counts = _encode_block(pairs, pieces[first:last])
-        ids.append(block_ids)
-        counts.append(block_counts)
-    return joined(ids, counts, owners, len(texts))
+    """All ids (N,), and how many belong to each text, int64 (T,); on this thread, without the interpreter."""
+    return in_blocks(texts, CUT, lambda pieces: _encode_block(pairs, pieces), dtype=dtype_for(pairs.encoding.n_vocab))
 
 
-def joined(
-    ids: list[np.ndarray], counts: list[np.ndarray], owners: list[int], num_texts: int
+def dtype_for(vocab_size: int) -> type[np.unsignedinteger]:
+    """The smallest unsigned type of 16 bits or more that ids below `vocab_size` fit in."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def in_blocks(
+    texts: list[str],
+    cut: re.Pattern[str] | None,
+    encode_block: Callable[[list[str]], tuple[np.ndarray, np.ndarray]],
+    *,
+    dtype: type[np.unsignedinteger],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of all blocks as one array, and the counts of their pieces added up by the text that each belongs to."""
-    all_ids = np.concatenate(ids) if ids else np.zeros(0, np.uint32)
-    totals = np.zeros(num_texts, np.int64)
-    if owners:
-        np.add.at(totals, np.asarray(owners), np.concatenate(counts))
-    return all_ids, totals
+    """Ids (N,) of `dtype` and their number for each text (T,), a block of pieces at a time, so that memory is bounded.
+
+    `encode_block` gives the ids of a list of pieces, and how many belong to each.
+    """
+    totals = np.zeros(len(texts), np.int64)
+    ids = [np.zeros(0, dtype)]
+    for owners, pieces in _blocks(segments(texts, cut)):
+        found, counts = encode_block(pieces)
+        ids.append(found.astype(dtype, copy=False))
+        np.add.at(totals, owners, counts)
+    return np.concatenate(ids), totals
 
 
-def segments(texts: Iterable[str], cut: re.Pattern[str] | None) -> tuple[list[int], list[str]]:
-    """Texts in pieces of about `BLOCK` characters, cut only where `cut` matches, and the text that each belongs to."""
-    owners, pieces = [], []
+def segments(texts: Iterable[str], cut: re.Pattern[str] | None) -> Iterator[tuple[int, str]]:
+    """Texts in pieces of about `BLOCK` characters, cut only where `cut` matches: (number of its text, piece)."""
     for number, text in enumerate(texts):
         start = 0
         while cut is not None and len(text) - start > BLOCK and (found := cut.search(text, start + BLOCK)):
-            owners.append(number)
-            pieces.append(text[start : found.start()])
+            yield number, text[start : found.start()]
             start = found.start()
+        yield number, text[start:] if start else text
+
+
+def _blocks(pieces: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:
+    """Neighbouring pieces that make up about one block each, and the numbers of their texts."""
+    owners, block, size = list[int](), list[str](), 0
+    for number, piece in pieces:
+        if block and size + len(piece) > BLOCK:
+            yield owners, block
+            owners, block, size = [], [], 0
         owners.append(number)
-        pieces.append(text[start:] if start else text)
-    return owners, pieces
-
-
-def _blocks(pieces: list[str]) -> Iterator[tuple[int, int]]:
-    """[first, last) of neighbouring pieces that make up about one block each."""
-    first = size = 0
-    for place, piece in enumerate(pieces):
-        if size and size + len(piece) > BLOCK:
-            yield first, place
-            first, size = place, 0
+        block.append(piece)
         size += len(piece) + len(SEPARATOR)
-    if pieces:
-        yield first, len(pieces)
+    if block:
+        yield owners, block
 
 
 def _encode_block(pairs: BytePairs, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:

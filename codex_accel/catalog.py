@@ -11,16 +11,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from codex_accel import dataset, files, manifest
+from codex_accel import dataset, files, manifest, plan
+from codex_accel.errors import UserError
 from codex_accel.tokens import TokenStore
 
 
 def find(parent: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each prepared dataset in `parent` with its manifest, sorted by name. The folders themselves are the index."""
+    """Each prepared dataset in `parent` with its manifest, sorted by name; what cannot be read is left to `verify`."""
     for path in sorted(parent.glob(f"[!.]*/{manifest.MANIFEST}")):
-        document = manifest.read(path.parent)
+        try:
+            document = manifest.read(path.parent)
+        except UserError:
+            continue
         if document.get("kind") == "dataset":
             yield path.parent, document
+
+
+def find_partial(parent: Path) -> Iterator[Path]:
+    """Work folders of preparations that were stopped and that no process goes on with."""
+    for work in sorted(parent.glob(f"{plan.WORK_PREFIX}*")):
+        try:
+            plan.lock(work).close()
+        except UserError:
+            continue
+        yield work
 
 
 def find_prepared(parent: Path, input_digest: str) -> Path | None:
@@ -29,6 +43,15 @@ def find_prepared(parent: Path, input_digest: str) -> Path | None:
         if document["facts"].get("input_digest") == input_digest and not manifest.problems_of(folder):
             return folder
     return None
+
+
+def why_not(final: Path, input_digest: str) -> str:
+    """The error for a folder that stands where the dataset is to be written and is not that dataset, whole."""
+    same = any(
+        folder == final and doc["facts"].get("input_digest") == input_digest for folder, doc in find(final.parent)
+    )
+    why = f"is damaged: {manifest.problems_of(final)[0]}" if same else "exists, made from other input or settings."
+    return f"output_dir = '{final}': {why} Choose another folder, or say overwrite=true to replace it."
 
 
 def missing_parents(folder: Path, document: dict[str, Any]) -> list[Path]:
@@ -64,8 +87,9 @@ def describe(folder: Path, document: dict[str, Any]) -> str:
 
 
 def print_all(parent: Path) -> int:
-    """Print each prepared dataset in `parent`; returns the exit code."""
+    """Print each prepared dataset in `parent`, and each that was begun; returns the exit code."""
     lines = [describe(folder, document) for folder, document in find(parent)]
+    lines += [f"unfinished: {work}; the same command goes on with it, --gc removes it" for work in find_partial(parent)]
     print("\n".join(lines) or f"{parent}: holds no prepared dataset.")
     return 0
 
@@ -79,12 +103,18 @@ def print_split(folder: Path, split: str, *, verify: bool) -> int:
 
 
 def collect_garbage(parent: Path, *, dry_run: bool) -> int:
-    """Remove the datasets in `parent` whose raw files or tokenizer are gone; returns the exit code."""
-    gone = [(folder, document) for folder, document in find(parent) if missing_parents(folder, document)]
-    for folder, document in gone:
-        print(describe(folder, document))
+    """Remove the datasets in `parent` whose raw files or tokenizer are gone, and work that was left unfinished.
+
+    Returns the exit code.
+    """
+    gone = [
+        (folder, describe(folder, document)) for folder, document in find(parent) if missing_parents(folder, document)
+    ]
+    gone += [(work, f"unfinished: {work}") for work in find_partial(parent)]
+    freed = sum(path.stat().st_size for folder, _ in gone for path in folder.rglob("*") if path.is_file())
+    for folder, line in gone:
+        print(line)
         if not dry_run:
             files.remove_folder(folder)
-    freed = sum(resource["size"] for _, document in gone for resource in document["resources"])
-    print(f"{len(gone)} datasets, {freed:,} bytes {'would be removed' if dry_run else 'removed'}")
+    print(f"{len(gone)} folders, {freed:,} bytes {'would be removed' if dry_run else 'removed'}")
     return 0

@@ -17,12 +17,10 @@ pattern; with the headers of Llama 3 and the pattern of GPT-2, which parts two n
 import bisect
 import functools
 import itertools
-import json
 import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from codex_accel.errors import UserError
@@ -78,22 +76,6 @@ def template(
         strip_right=frozenset(strip_right),
     )
     return functools.partial(_parts, loaded)
-
-
-def own_template(folder: Path) -> tuple[str, str] | None:
-    """The chat template of a tokenizer's folder and where it stands; None if there is none.
-
-    As in transformers 5: chat_template.jinja comes before the key in tokenizer_config.json, and of several templates
-    the one named "default" is taken.
-    """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
-    path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
-    if isinstance(found, list):
-        found = next((each["template"] for each in found if each["name"] == "default"), None)
-    return None if found is None else (found, f"{path}: chat_template")
 
 
 def ends(parts: tuple[Part, ...], *, bos: str | None, eos: str | None) -> tuple[bool, bool]:

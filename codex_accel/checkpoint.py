@@ -128,7 +128,7 @@ def point_latest(final: Path) -> None:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer's files into a model folder, so that it loads on its own."""
-    for name in [*tokenizer.PAYLOAD, "special_tokens_map.json", "chat_template.jinja"]:
+    for name in tokenizer.FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

@@ -90,7 +90,8 @@ def apply_overrides(
         path = _key_path(key)
         reader = Reader(COMMAND_LINE, with_lines=False)
         try:
-            literal = re.sub(r"\.\d+\.", "[].", key) in text_keys and not (text == "null" and key in null_keys)
+            name = re.sub(r"\.\d+\.", "[].", key)
+            literal = name in text_keys and not (text == "null" and name in null_keys)
             value = text if literal else reader.read(text, path)
         except UserError as error:
             problems.append(f"{error} (in {key}={text})")

@@ -38,6 +38,9 @@ def require_splits(config: PrepareConfig, raw_files: list[RawFile]) -> None:
     """Raise UserError unless split.method, split.key and the sources go together and names of splits fit in files."""
     given = config.split.method == "given"
     problems = []
+    if len(split_names(config)) >= duplicates.REMOVED or "removed" in split_names(config):
+        what = f"at most {duplicates.REMOVED - 1} splits are possible, and none may be called removed."
+        problems.append(config.problem("sources" if given else "split.ratios", what))
     for name in split_names(config):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             what = f"{name!r} names no split, because files are named after it. Use letters, digits, '_', '.' and '-'."
@@ -52,7 +55,7 @@ def require_splits(config: PrepareConfig, raw_files: list[RawFile]) -> None:
             problems.append(config.problem(f"sources.{index}.split", what))
     texts = [raw.path for raw in raw_files if raw.format == "text"]
     if config.split.key is not None and texts:
-        what = f"{config.split.key!r} is a field, and the text file '{texts[0]}' has none. Remove it, or use JSONL."
+        what = f"{config.split.key!r} is a field, and the text file '{texts[0]}' has none. Remove it, or that file."
         problems.append(config.problem("split.key", what))
     if problems:
         raise UserError(*problems)
@@ -194,9 +197,8 @@ def _require_records(plan: Plan, num_records: int, bad: Counter[str], quarantine
     seen = num_records + num_bad
     reasons = "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(3))
     if not num_records:
-        raise UserError(
-            config.problem("sources", f"no usable record in {seen}. {reasons or 'The files hold blank lines.'}")
-        )
+        why = f"{reasons}. They are listed in {quarantine}" if num_bad else "The files hold blank lines"
+        raise UserError(config.problem("sources", f"no usable record in {seen}: {why}. Mend them, or name others."))
     if num_bad > config.max_bad_fraction * seen:
         limit = f"more than max_bad_fraction = {config.max_bad_fraction}"
         what = f"{num_bad} of {seen} records are bad, {limit}: {reasons}. They are listed in {quarantine}."
@@ -221,8 +223,17 @@ def print_summary(final: Path, facts: dict[str, Any]) -> None:
             f"{split['num_shared']} also in another split"
         )
     repeated = facts["duplicates"]
-    if repeated["num_removed"]:
-        print(f"removed      {repeated['num_removed']:>9,} records, listed in {final / DUPLICATES}")
+    near = repeated["near"] or {"num_found": 0, "num_removed": 0}
+    if repeated["num_duplicates"]:
+        num_removed = repeated["num_removed"] - near["num_removed"]
+        print(
+            f"duplicates   {repeated['num_duplicates']:>9,} records beyond the first of their content, {num_removed:,} "
+            f"removed; listed in {final / DUPLICATES}"
+        )
+    if near["num_found"]:
+        print(
+            f"near ones    {near['num_found']:>9,} records, {near['num_removed']:,} removed; listed in {final / NEAR}"
+        )
     if facts["num_bad"]:
         print(f"quarantine   {facts['num_bad']:>9,} records in {final / QUARANTINE}, by reason:")
         for reason, count in facts["bad_by_reason"].items():

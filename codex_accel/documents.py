@@ -33,7 +33,11 @@ def encode(
     target = np.array([part.is_target for part in parts])
     num_bytes = np.array([0 if part.is_special else _num_bytes(part.text) for part in parts])
 
-    ids, part_lengths = tokenizer.encode_batch([part.text for part in parts if not part.is_special])
+    goes_on = np.ones(len(parts), dtype=bool)
+    goes_on[first] = False
+    ids, part_lengths = tokenizer.encode_batch(
+        [part.text for part in parts if not part.is_special], continued=goes_on[~special]
+    )
     if special.any():
         lengths = np.ones(len(parts), dtype=np.int64)
         lengths[~special] = part_lengths

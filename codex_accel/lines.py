@@ -5,11 +5,13 @@ held that is longer than the limit.
 """
 
 import codecs
+import collections
 import gzip
 import hashlib
 import io
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +21,8 @@ from codex_accel.sources import Unit
 
 BOM = codecs.BOM_UTF8
 CHUNK_BYTES = 1 << 18
+Line = bytes | Iterator[bytes]  # with its end; one over the limit comes in pieces, which need not be read
+Values = Iterator[tuple[int, Any]]  # (physical line, value or ValueError)
 DAMAGED = (EOFError, OSError, zlib.error)  # what the decompressors raise, and a failing disk
 MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -36,15 +40,20 @@ class Reading:
     num_bytes: int = 0  # raw bytes consumed so far
 
 
-def physical(unit: Unit, reading: Reading, *, transcode: bool = False) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line with its end); a line over the limit comes as None. A byte order mark is no part of a line.
+def encoding_of(unit: Unit) -> str:
+    """The encoding of the lines of a unit: that of its source, or UTF-8 if they must be transcoded to be told apart."""
+    encoding = unit.raw.source.encoding
+    return sources.codec(encoding) if sources.has_byte_lines(encoding) else "utf-8"
 
-    Lines are bytes in the encoding of the source, or in UTF-8 with `transcode`. The limit is of the bytes between the
-    line ends. Raises: UserError if the bytes are not those of the unit, or cannot be unpacked or transcoded.
+
+def physical(unit: Unit, reading: Reading) -> Iterator[tuple[int, Line]]:
+    """(number, line). A byte order mark is no part of a line, and the limit is of the bytes between the line ends.
+
+    Raises: UserError if the bytes are not those of the unit, or cannot be unpacked or transcoded.
     """
     limit = reading.max_record_bytes
     number = unit.first_line - 1
-    with Stream(unit, reading, transcode=transcode) as stream:
+    with Stream(unit, reading, encoding=encoding_of(unit)) as stream:
         readline, mark = stream.text.readline, stream.mark
         try:
             while line := readline(limit + len(BOM + b"\r\n")):  # what a line of the allowed length can take
@@ -52,9 +61,9 @@ def physical(unit: Unit, reading: Reading, *, transcode: bool = False) -> Iterat
                 if mark:
                     line, mark = line.removeprefix(mark), b""
                 if len(line) > limit and len(line.removesuffix(b"\n").removesuffix(b"\r")) > limit:
-                    while line and not line.endswith(b"\n"):
-                        line = readline(CHUNK_BYTES)
-                    yield number, None
+                    pieces = _pieces(line, readline)
+                    yield number, pieces
+                    collections.deque(pieces, maxlen=0)
                 else:
                     yield number, line
         except (*DAMAGED, NotInEncoding) as error:
@@ -64,10 +73,18 @@ def physical(unit: Unit, reading: Reading, *, transcode: bool = False) -> Iterat
         raise UserError(f"{unit.raw.path}: is empty once it is unpacked. Remove it or name others.")
 
 
-def chunks(unit: Unit, reading: Reading, *, transcode: bool = False) -> Iterator[bytes]:
-    """The same text in pieces of CHUNK_BYTES, wherever its lines end."""
+def _pieces(line: bytes, readline: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The line that begins with `line`, piece by piece."""
+    yield line
+    while line and not line.endswith(b"\n"):
+        line = readline(CHUNK_BYTES)
+        yield line
+
+
+def chunks(unit: Unit, reading: Reading) -> Iterator[bytes]:
+    """The whole text in UTF-8, in pieces of CHUNK_BYTES, wherever its lines end."""
     line = unit.first_line
-    with Stream(unit, reading, transcode=transcode) as stream:
+    with Stream(unit, reading, encoding="utf-8") as stream:
         mark = stream.mark
         try:
             while chunk := stream.text.read(max(CHUNK_BYTES, len(BOM))):
@@ -80,16 +97,16 @@ def chunks(unit: Unit, reading: Reading, *, transcode: bool = False) -> Iterator
 
 
 class Stream:
-    """A unit that is open for reading: `text` gives its bytes, unpacked and transcoded as the source needs."""
+    """A unit that is open for reading: `text` gives its bytes, unpacked, in the encoding asked for."""
 
-    def __init__(self, unit: Unit, reading: Reading, *, transcode: bool):
+    def __init__(self, unit: Unit, reading: Reading, *, encoding: str):
         self.unit = unit
         self._raw = _RawBytes(unit, reading)
         self.text = _unpack(unit.raw.compression, self._raw)
-        encoding = sources.codec(unit.raw.source.encoding)
-        if transcode:
-            self.text = io.BufferedReader(_Transcoder(self.text, encoding), CHUNK_BYTES)
-        self.mark = BOM if unit.start == 0 and (transcode or encoding == "utf-8") else b""
+        found = sources.codec(unit.raw.source.encoding)
+        if found != encoding:
+            self.text = io.BufferedReader(_Transcoder(self.text, found), CHUNK_BYTES)
+        self.mark = BOM if unit.start == 0 and encoding == "utf-8" else b""
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +118,7 @@ class Stream:
         """Read what is left, which nobody needs; raises UserError unless all was what the inventory found."""
         while self._raw.read(CHUNK_BYTES):
             pass
-        if self._raw.sha256 != self.unit.sha256:
+        if self._raw.sha256 != self.unit.sha256 or self._raw.file_bytes != self.unit.file_bytes:
             raise UserError(f"{self.unit.raw.path}: has changed while it was being read. Run again.")
 
     def problem(self, error: Exception, line: int) -> UserError:
@@ -150,6 +167,11 @@ class _RawBytes(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the whole file, as it is now: what was appended to it lies in no unit."""
+        return os.fstat(self._file.fileno()).st_size
 
     @property
     def sha256(self) -> str:

@@ -26,10 +26,11 @@ from codex_accel.errors import UserError
 from codex_accel.records import BadRecord, Reader, Record, Render
 from codex_accel.schema import PrepareConfig
 from codex_accel.sources import FileFacts, RawFile, Unit
-from codex_accel.tokenizer import Tokenizer
+from codex_accel.tokenizer import FILES, Tokenizer
 from codex_accel.workers import Workers
 
 VERSION = 2  # of the bytes that a preparation writes: another one is another input digest
+WORK_PREFIX = ".partial-"  # of the work folder, which lies beside the dataset
 BLOCK_RECORDS, BLOCK_CHARACTERS = 4096, 1 << 20  # read and tokenized at once, whichever is reached first
 # Keys that do not change what a unit gives, and those whose content is digested apart.
 NOT_INPUT = {
@@ -116,13 +117,16 @@ def take_inventory(raw_files: Sequence[RawFile], work: Path, workers: Workers, *
     result = []
     for number, raw in enumerate(raw_files):
         found = json.loads((folder / f"{number:05d}.json").read_bytes())
-        units = tuple(Unit(raw, *fields) for fields in found["units"])
+        units = tuple(Unit(raw, found["size"], *fields) for fields in found["units"])
         result.append(FileFacts(raw, found["size"], found["sha256"], units))
     return result
 
 
-def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenizer_digest: str) -> str:
-    """SHA-256 over everything that the bytes of the dataset follow from: settings, files and tokenizer."""
+def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenizer: Tokenizer) -> str:
+    """SHA-256 over everything that the bytes of the dataset follow from: settings, files and tokenizer.
+
+    The tokenizer's files are hashed as they are now, whatever a manifest says of them.
+    """
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_INPUT}
     read = [
         {
@@ -134,7 +138,8 @@ def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenize
         }
         for facts in inventory
     ]
-    document = {"version": VERSION, "settings": keys, "files": read, "tokenizer": tokenizer_digest}
+    made_by = {name: files.sha256_file(path) for name in FILES if (path := tokenizer.folder / name).is_file()}
+    document = {"version": VERSION, "settings": keys, "files": read, "tokenizer": made_by}
     return files.sha256_bytes(json.dumps(document, sort_keys=True).encode())
 
 
@@ -166,15 +171,21 @@ def renders(raw_files: Sequence[RawFile], tokenizer: Tokenizer) -> dict[str | No
         path = raw.source.chat_template
         if raw.source.messages is None or path in result:
             continue
-        found = chat.own_template(tokenizer.folder) if path is None else (Path(path).read_text(encoding="utf-8"), path)
-        if found is None:
+        text = tokenizer.chat_template if path is None else Path(path).read_text(encoding="utf-8")
+        if text is None:
             raise UserError(
                 f"{raw.path}: holds messages, but the tokenizer '{tokenizer.folder}' has no chat template. "
                 "Name a file in sources[].chat_template."
             )
-        text, where = found
+        where = path or str(tokenizer.folder)
         result[path] = chat.template(text, set(tokenizer.special_ids), where=where, variables=variables)
     return result
+
+
+def first_texts(plan: Plan) -> list[str]:
+    """The texts of the first block of records, each cut at the block's size: a sample of the real input."""
+    block = next(blocks(plan.read(0)), [])
+    return [part.text[:BLOCK_CHARACTERS] for item in block if isinstance(item, Record) for part in item.parts]
 
 
 def blocks(reader: Reader) -> Iterator[list[Record | BadRecord]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from codex_accel import checkpoint, files, manifest
+from codex_accel import tokenizer as tokenizers
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -88,7 +89,7 @@ def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify:
 def require_same_tokenizer(model: Path, dataset: Path, *, key: str) -> None:
     """Raise UserError if the dataset was made with another tokenizer than the one beside the model."""
     folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
-    if files.sha256_file(folder / "tokenizer.json") != files.sha256_file(model / "tokenizer.json"):
+    if tokenizers.digest(folder) != tokenizers.digest(model):
         raise UserError(
             f"{key} = '{dataset}': was made with the tokenizer in '{folder}', which is not the one in '{model}', so "
             "its ids mean other text to the model. Score the raw text with file.path, or prepare the data again."

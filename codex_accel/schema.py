@@ -43,8 +43,8 @@ class Source(Section):
     path: NonEmpty = Field(description="File, folder or glob; folders and globs are read in sorted order")
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet"] = Field(
         "auto",
-        description="auto goes by the suffix: .jsonl, .ndjson, .json (one array), .csv, .tsv, .txt, .md, .py, .parquet; "
-        ".gz or .zst may follow",
+        description="auto goes by the suffix: .jsonl, .ndjson, .json (one array), .csv, .tsv, .txt, .md, .py, .parquet,"
+        " also with .gz or .zst",
     )
     encoding: str = Field("utf-8", description="Text encoding of the files, by its Python name")
     unit: Literal["line", "paragraph", "file"] = Field("line", description="What one record of a text file is")
@@ -145,7 +145,7 @@ class TokenizerConfig(StageConfig):
     )
     max_train_bytes: Positive = Field(
         16 * 2**20,
-        description="Text that sentencepiece trains on at most, lines drawn by the seed; bytes, each takes 30 of memory",
+        description="Text that sentencepiece trains on at most, lines drawn by the seed; bytes, 30 of memory each",
     )
     seed: int = Field(0, description="Seed of the draw of max_train_bytes")
     special_tokens: SpecialTokens = SpecialTokens()
@@ -227,7 +227,7 @@ class PrepareConfig(StageConfig):
     gc: bool = Field(
         False, description="Remove datasets beside output_dir whose raw files or tokenizer are gone, and stop"
     )
-    tokenizer: NonEmpty = Field(description="Tokenizer folder, or a sentencepiece .model file")
+    tokenizer: NonEmpty = Field(description="Tokenizer folder")
     sources: Sources = Field(description="What to prepare", min_length=1)
     split: Split = Split()
     add_bos: bool = Field(True, description="Put the BOS token before each document")

@@ -13,6 +13,10 @@ def derive(seed: int, *names: str | int) -> int:
     >>> derive(0, "dropout", 7, 1) == derive(0, "dropout", 7, 1) != derive(0, "dropout", 71)
     True
     """
-    parts = [str(part).encode() for part in (seed, *names)]
-    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(encoded(seed, *names)).digest()[:8], "big") >> 1
+
+
+def encoded(*parts: str | int) -> bytes:
+    """The bytes that stand for `parts`: each with its length, so that no two sequences are alike."""
+    texts = [str(part).encode() for part in parts]
+    return b"".join(len(text).to_bytes(4, "big") + text for text in texts)

@@ -8,6 +8,7 @@ import codecs
 import glob
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Unit:
     """A stretch of a raw file that is read by itself: bytes `start` to `stop` of the file as it lies on the disk."""
 
     raw: RawFile
+    file_bytes: int  # of the whole file
     start: int
     stop: int
     first_line: int  # 1-based physical line of the file that begins at `start`
@@ -100,7 +102,9 @@ def _resolve_one(source: Source) -> tuple[list[RawFile], list[tuple[str, str]]]:
         if not paths:
             problems.append(("path", f"no file matches {source.path!r}. Check the path."))
     except OSError as error:
-        what = f"'{error.filename or source.path}' cannot be read ({error.strerror}). Mend it, or name other files."
+        what = (
+            f"{str(error.filename or source.path)!r} cannot be read ({error.strerror}). Mend it, or name other files."
+        )
         paths = []
         problems.append(("path", what))
     for path in paths:
@@ -144,24 +148,26 @@ def _unreadable(path: Path) -> str | None:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return f"'{path}' is a link to a folder, and links are not followed. Name that folder as a source."
+            return f"{str(path)!r} is a link to a folder, and links are not followed. Name that folder as a source."
         if not stat.S_ISREG(status.st_mode):
-            return f"'{path}' is a device, pipe or socket. Write its content to a file, and name that."
+            return f"{str(path)!r} is a device, pipe or socket. Write its content to a file, and name that."
         if status.st_size == 0:
-            return f"'{path}' is empty. Remove it or name others."
+            return f"{str(path)!r} is empty. Remove it or name others."
         with open(path, "rb"):
             return None
     except FileNotFoundError:
-        return f"'{path}' is a link to nothing. Remove it, or bring back what it points to."
+        return f"{str(path)!r} is a link to nothing. Remove it, or bring back what it points to."
     except OSError as error:
-        return f"'{path}' cannot be read ({error.strerror}). Mend it, or name other files."
+        return f"{str(path)!r} cannot be read ({error.strerror}). Mend it, or name other files."
 
 
 def _unsuitable_format(raw: RawFile) -> str | None:
     if not raw.format:
-        return f"cannot tell the format of '{raw.path}' by its suffix. Set format, or name only the files you want."
+        return (
+            f"cannot tell the format of {str(raw.path)!r} by its suffix. Set format, or name only the files you want."
+        )
     if raw.format == "parquet" and raw.compression is not None:
-        return f"'{raw.path}' is compressed around Parquet, which compresses by itself. Unpack it first."
+        return f"{str(raw.path)!r} is compressed around Parquet, which compresses by itself. Unpack it first."
     return None
 
 
@@ -180,15 +186,15 @@ def _unsuitable_keys(source: Source, found: list[RawFile]) -> Iterator[tuple[str
     if source.chat_template is not None:
         path = Path(source.chat_template)
         if not path.is_file() or not os.access(path, os.R_OK):
-            yield "chat_template", f"'{path}' is not a file that can be read. Give a file with a Jinja template."
+            yield "chat_template", f"{str(path)!r} is not a file that can be read. Give a file with a Jinja template."
     fields = {"prompt": source.prompt, "messages": source.messages, "required": source.required}
     for name, value in fields.items():
         without = next((raw for raw in found if value and raw.format == "text"), None)
         flat = next((raw for raw in found if value and name == "messages" and raw.format in ("csv", "tsv")), None)
         if without is not None:
-            yield name, f"{value!r} needs fields, and the text file '{without.path}' has none. Name other files."
+            yield name, f"{value!r} needs fields, and the text file {str(without.path)!r} has none. Name other files."
         elif flat is not None:
-            yield name, f"{value!r} needs a list, and '{flat.path}' holds only text. Use JSON or Parquet."
+            yield name, f"{value!r} needs a list, and {str(flat.path)!r} holds only text. Use JSON or Parquet."
 
 
 def codec(encoding: str) -> str:
@@ -219,9 +225,9 @@ def inventory(raw: RawFile, *, unit_bytes: int) -> FileFacts:
     A file of lines is cut at the first line end at or after each multiple of `unit_bytes`, text with unit paragraph at
     the first empty line there; what cannot be cut (compressed, quoted, nested or two-byte text) is one unit.
     """
-    ends = _unit_ends(raw)
+    end = _unit_end(raw)
     total, current = hashlib.sha256(), hashlib.sha256()
-    units: list[Unit] = []
+    units: list[tuple[int, int, int, str]] = []
     start = position = 0
     first_line = line = 1  # at `start`, and at what is in `current`
     tail = b""  # the last bytes before `position`: what a unit ends with may lie across two chunks
@@ -229,38 +235,34 @@ def inventory(raw: RawFile, *, unit_bytes: int) -> FileFacts:
         total.update(chunk)
         window = tail + chunk
         done = len(tail)  # of the window, what is in `current`
-        while ends:
+        while end is not None:
             target = (start // unit_bytes + 1) * unit_bytes
-            cut = _first_end(window, max(target - position + len(tail), done + 1), ends)
+            found = end.search(window, max(target - position + len(tail), done + 1) - 1)
+            cut = found.end() if found else None
             current.update(memoryview(window)[done:cut])
             line += window.count(b"\n", done, cut)
             if cut is None:
                 break
             stop = position + cut - len(tail)
-            units.append(Unit(raw, start, stop, first_line, current.hexdigest()))
+            units.append((start, stop, first_line, current.hexdigest()))
             current, start, first_line, done = hashlib.sha256(), stop, line, cut
         position += len(chunk)
         tail = window[-2:]
     if start < position or not units:
-        units.append(Unit(raw, start, position, first_line, (current if ends else total).hexdigest()))
-    return FileFacts(raw, position, total.hexdigest(), tuple(units))
+        units.append((start, position, first_line, (current if end else total).hexdigest()))
+    found_units = tuple(Unit(raw, position, *unit) for unit in units)
+    return FileFacts(raw, position, total.hexdigest(), found_units)
 
 
-def _unit_ends(raw: RawFile) -> tuple[bytes, ...]:
-    """What a unit of this file may end with; nothing if the file cannot be cut."""
+def _unit_end(raw: RawFile) -> re.Pattern[bytes] | None:
+    """The last byte of what a unit of this file may end with; nothing if the file cannot be cut."""
     if raw.compression is not None or not has_byte_lines(raw.source.encoding):
-        return ()
+        return None
     if raw.format == "jsonl" or (raw.format == "text" and raw.source.unit == "line"):
-        return (b"\n",)
+        return re.compile(rb"\n")
     if raw.format == "text" and raw.source.unit == "paragraph":
-        return (b"\n\n", b"\n\r\n")
-    return ()
-
-
-def _first_end(window: bytes, earliest: int, ends: tuple[bytes, ...]) -> int | None:
-    """Where in `window` the first of `ends` is over, at `earliest` or after."""
-    found = [(window.find(end, max(earliest - len(end), 0)), len(end)) for end in ends]
-    return min((at + length for at, length in found if at >= 0), default=None)
+        return re.compile(rb"\n(?:(?<=\n\n)|(?<=\n\r\n))")
+    return None
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -5,6 +5,8 @@ processes, and duplicates land together; `exact` and `position` keep sizes to th
 """
 
 import bisect
+import hashlib
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,15 +14,21 @@ import numpy as np
 from codex_accel import seeds
 
 
-def by_hash(key: str, ratios: dict[str, float], *, seed: int) -> str:
-    """The split of everything with this `key` (the record's id, or the field named by split.key)."""
-    place = seeds.derive(seed, "split", key) / 2**63
-    edge = 0.0
-    for name, share in ratios.items():
-        edge += share
-        if place < edge:
-            return name
-    return name  # the shares add up to 1 but for rounding
+def by_hash(ratios: dict[str, float], *, seed: int) -> Callable[[str], int]:
+    """The number of the split of everything with a key (the record's id, or the field named by split.key).
+
+    The key's place is `seeds.derive(seed, "split", key)` over 2**63; what is the same for all keys is hashed once.
+    """
+    start = hashlib.sha256(seeds.encoded(seed, "split"))
+    edges = list(itertools.accumulate(ratios.values()))
+
+    def number_of(key: str) -> int:
+        digest = start.copy()
+        digest.update(seeds.encoded(key))
+        place = (int.from_bytes(digest.digest()[:8], "big") >> 1) / 2**63
+        return min(bisect.bisect_right(edges, place), len(edges) - 1)  # the shares add up to 1 but for rounding
+
+    return number_of
 
 
 def sizes(num_records: int, ratios: dict[str, float]) -> dict[str, int]:

@@ -4,6 +4,7 @@ Rule: `exact`, `position` and the removal of duplicates read all input once befo
 look at each record alone. Every process decides alike, from what the survey has left in the work folder.
 """
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -80,33 +81,50 @@ def decide(plan: Plan) -> None:
 
 
 def _find_near(plan: Plan, gone: dict[int, np.ndarray]) -> dict[str, Any]:
-    """List near duplicates among the records that are left in `near.jsonl`; enter those to be removed in `gone`."""
-    threshold = float(plan.config.near_duplicates or 0.0)
-    where: list[tuple[int, int, int]] = []  # (unit, index, line) of each record looked at
+    """List near duplicates among the records that are left in `near.jsonl`; enter those to be removed in `gone`.
+
+    With `given` splits the one named last is looked at first, so that it keeps what the others give away.
+    """
+    folder, threshold = plan.work / "survey", float(plan.config.near_duplicates or 0.0)
+    units = list(range(len(plan.units)))
+    if plan.config.split.method == "given":
+        units.sort(key=lambda unit: -plan.names.index(str(plan.units[unit].raw.source.split)))
+    seen: list[np.ndarray] = []  # the entries looked at, in order
+    starts: list[int] = []  # number of the first entry of each of these arrays
 
     def in_order() -> Iterator[np.ndarray]:
-        for unit in range(len(plan.units)):
+        num_before = 0
+        for unit in units:
             with open(plan.path("survey", unit, ".minhash"), "rb") as stream:
-                for entries in duplicates.read_unit(plan.work / "survey", unit):
+                for entries in duplicates.read_unit(folder, unit):
                     size = len(entries) * near_duplicates.NUM_PERMUTATIONS
                     signatures = np.fromfile(stream, dtype=np.uint32, count=size).reshape(len(entries), -1)
                     kept = ~np.isin(entries["index"], gone[unit])
-                    where.extend((unit, int(entry["index"]), int(entry["line"])) for entry in entries[kept])
+                    seen.append(entries[kept])
+                    starts.append(num_before)
+                    num_before += int(kept.sum())
                     yield signatures[kept]
+
+    def entry(number: int) -> np.void:
+        place = bisect.bisect_right(starts, number) - 1
+        return seen[place][number - starts[place]]
 
     num_found = 0
     removed = collections.defaultdict(list)
     with open(plan.work / "near.jsonl", "w", encoding="utf-8") as listing:
-        for index, earlier, similarity in near_duplicates.find(in_order(), threshold=threshold):
+        for number, earlier, similarity in near_duplicates.find(in_order(), threshold=threshold):
             num_found += 1
-            unit, place, line = where[index]
-            removed[unit].append(place)
-            near_line = {"place": plan.place(unit, line), "similarity": round(similarity, 4)}
-            near_line["of"] = plan.place(where[earlier][0], where[earlier][2])
-            listing.write(json.dumps(near_line, ensure_ascii=False) + "\n")
+            found, kept = entry(number), entry(earlier)
+            removed[int(found["unit"])].append(int(found["index"]))
+            line = {
+                "place": plan.place(int(found["unit"]), int(found["line"])),
+                "of": plan.place(int(kept["unit"]), int(kept["line"])),
+                "similarity": round(similarity, 4),
+            }
+            listing.write(json.dumps(line, ensure_ascii=False) + "\n")
     if plan.config.duplicates == "remove":
-        for unit, places in removed.items():
-            gone[unit] = np.concatenate([gone[unit], np.array(places, dtype=np.uint32)])
+        for unit, indices in removed.items():
+            gone[unit] = np.concatenate([gone[unit], np.array(indices, dtype=np.uint32)])
     num_removed = num_found if plan.config.duplicates == "remove" else 0
     return {"threshold": threshold, "num_found": num_found, "num_removed": num_removed}
 
@@ -116,8 +134,7 @@ def assignment(plan: Plan) -> Assign:
     split = plan.config.split
     surveyed = needs_survey(plan.config)
     decision = json.loads((plan.work / "decision.json").read_bytes()) if surveyed else {}
-    if split.method == "position" and sum(decision["num_left"]) == 1:
-        return lambda records, unit, first: _cut(plan, records)
+    is_single = split.method == "position" and sum(decision["num_left"]) == 1
     numbers_of = {"hash": _by_hash, "given": _given, "exact": _exact, "position": _by_position}[split.method](
         plan, decision
     )
@@ -130,8 +147,11 @@ def assignment(plan: Plan) -> Assign:
     def assign(records: list[Record], unit: int, first: int) -> tuple[list[Record], list[int]]:
         gone = gone_of(unit)
         indices = np.arange(first, first + len(records))
+        is_gone = np.isin(indices, gone)
+        if is_single:
+            return _cut(plan, records, is_gone.tolist())
         numbers = np.array(numbers_of(records, unit, indices, gone))
-        return records, np.where(np.isin(indices, gone), duplicates.REMOVED, numbers).tolist()
+        return records, np.where(is_gone, duplicates.REMOVED, numbers).tolist()
 
     return assign
 
@@ -141,13 +161,10 @@ NumbersOf = Callable[[list[Record], int, np.ndarray, np.ndarray], Any]
 
 
 def _by_hash(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
-    split, numbers = plan.config.split, {name: number for number, name in enumerate(plan.names)}
-
-    def number_of(record: Record) -> int:
-        key = record.key if record.key is not None else record.id.hex()
-        return numbers[splits.by_hash(key, split.ratios, seed=split.seed)]
-
-    return lambda records, unit, indices, gone: [number_of(record) for record in records]
+    number_of = splits.by_hash(plan.config.split.ratios, seed=plan.config.split.seed)
+    return lambda records, unit, indices, gone: [
+        number_of(record.id.hex() if record.key is None else record.key) for record in records
+    ]
 
 
 def _given(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
@@ -174,10 +191,14 @@ def _by_position(plan: Plan, decision: dict[str, Any]) -> NumbersOf:
     )
 
 
-def _cut(plan: Plan, records: list[Record]) -> tuple[list[Record], list[int]]:
-    """`position` with a single record: one long text, cut by characters."""
+def _cut(plan: Plan, records: list[Record], is_gone: list[bool]) -> tuple[list[Record], list[int]]:
+    """`position` with a single record: one long text, cut by characters; the others are removed."""
     pieces, numbers = [], []
-    for record in records:
+    for record, out in zip(records, is_gone, strict=True):
+        if out:
+            pieces.append(record)
+            numbers.append(duplicates.REMOVED)
+            continue
         if len(record.parts) > 1:
             raise UserError(
                 f"{record.file}:{record.line}: the only record has a prompt, so position cannot cut it. Use hash."

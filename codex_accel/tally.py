@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from codex_accel import splits
+from codex_accel import chat, splits
 from codex_accel.records import Record
 from codex_accel.tokenizer import Tokenizer
 from codex_accel.tokens import Document, Documents
@@ -31,16 +31,13 @@ class Tally:
 
     def add(self, documents: Documents, records: Sequence[Record], text_bytes: np.ndarray) -> None:
         """Count documents (D) with their records and the UTF-8 bytes of their texts, (D,)."""
-        stops = np.cumsum(documents.lengths)
         num_targets = documents.num_targets()
-        last = documents.input_ids[np.maximum(stops - 1, 0)] if len(documents.input_ids) else np.empty(0)
-        ends = (documents.lengths > 0) & (last == self.tokenizer.eos_id) if len(last) else np.zeros(len(stops), bool)
         self.sums["num_tokens"] += int(documents.lengths.sum())
         self.sums["num_target_tokens"] += int(num_targets.sum())
         self.sums["num_bytes"] += int(text_bytes.sum())
         if self.tokenizer.unk_id is not None:
             self.sums["num_unknown_tokens"] += int((documents.input_ids == self.tokenizer.unk_id).sum())
-        self.sums["num_without_eos"] += int((~ends).sum())
+        self.sums["num_without_eos"] += self._num_without_eos(documents, records)
         empty = np.flatnonzero(num_targets == 0)
         self.sums["num_without_target"] += len(empty)
         if len(empty) and not self.first_without_target:
@@ -48,6 +45,17 @@ class Tally:
         lengths, counts = np.unique(documents.lengths, return_counts=True)
         self.lengths.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
         self._choose_examples(documents, records)
+
+    def _num_without_eos(self, documents: Documents, records: Sequence[Record]) -> int:
+        """Documents that do not end in EOS; one that a template has placed counts if only white space follows it."""
+        if not len(documents.input_ids):
+            return len(documents)
+        last = documents.input_ids[np.cumsum(documents.lengths) - 1]
+        ends = (documents.lengths > 0) & (last == (-1 if self.tokenizer.eos_id is None else self.tokenizer.eos_id))
+        name = next((name for name, id_ in self.tokenizer.special_ids.items() if id_ == self.tokenizer.eos_id), None)
+        return sum(
+            not chat.ends(records[index].parts, bos=None, eos=name)[1] for index in np.flatnonzero(~ends).tolist()
+        )
 
     def _choose_examples(self, documents: Documents, records: Sequence[Record]) -> None:
         heads = np.array([int.from_bytes(record.id[:8], "big") for record in records], dtype=np.uint64)

@@ -4,7 +4,9 @@ Rule: text never becomes a special token. A literal "[EOS]" in the data is encod
 the toolkit itself, and chat templates, place special tokens.
 """
 
+import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -17,10 +19,17 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from codex_accel import byte_pairs
+from codex_accel import byte_pairs, files
 from codex_accel.errors import UserError
 
 PAYLOAD = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")  # the last for type sentencepiece only
+FILES = (
+    *PAYLOAD,
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)  # all that `load` reads
 GPT2_END = "<|endoftext|>"
 ROLES = ("bos", "eos", "pad", "unk")
 
@@ -33,7 +42,7 @@ class Tokenizer:
     """
 
     folder: Path  # or the *.model file
-    backend: tokenizers.Tokenizer | None
+    backend: tokenizers.Tokenizer | None = field(repr=False)
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
@@ -87,22 +96,52 @@ class Tokenizer:
         assert self.backend is not None
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The same ids as `encode`, all in one array, uint32 (N,), and how many each text has, int64 (T,).
+    def encode_batch(self, texts: list[str], *, continued: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids as `encode`, all in one array (N,) of unsigned integers, and how many each text has, int64 (T,).
 
-        Runs on the calling thread alone and leaves the interpreter to others, so threads give the parallelism.
+        `continued` (T,) tells which texts go on where another ended: a tokenizer that begins each text with a space
+        of its own begins those without. Runs on the calling thread alone and leaves the interpreter to others, so
+        threads give the parallelism.
         """
-        if self.processor is not None:
-            found = self.processor.encode(texts, num_threads=1)
-            counts = np.array([len(ids) for ids in found], np.int64)
-            flat = (token for ids in found for token in ids)
-            return np.fromiter(flat, np.uint32, count=int(counts.sum())), counts
-        if not isinstance(self._fast, str):
+        if continued is not None and continued.any() and self._without_prefix is not None:
+            return _merge(
+                continued,
+                self.encode_batch([text for text, goes_on in zip(texts, continued, strict=True) if not goes_on]),
+                self._without_prefix.encode_batch(
+                    [text for text, goes_on in zip(texts, continued, strict=True) if goes_on]
+                ),
+            )
+        if self.processor is None and not isinstance(self._fast, str):
             return byte_pairs.encode_batch(self._fast, texts)
+        dtype = byte_pairs.dtype_for(self.vocab_size)
+        if self.processor is not None:
+            return byte_pairs.in_blocks(texts, None, self._encode_pieces, dtype=dtype)
         assert self.backend is not None
-        owners, pieces = byte_pairs.segments(texts, self._cut)
-        ids, counts = byte_pairs.encode_slowly(self.backend, pieces)
-        return byte_pairs.joined([ids], [counts], owners, len(texts))
+        backend = self.backend
+        return byte_pairs.in_blocks(
+            texts, self._cut, lambda pieces: byte_pairs.encode_slowly(backend, pieces), dtype=dtype
+        )
+
+    def _encode_pieces(self, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the pieces by sentencepiece, and the number of each."""
+        assert self.processor is not None
+        found = self.processor.encode(pieces, num_threads=1)
+        counts = np.array([len(ids) for ids in found], np.int64)
+        return np.fromiter(itertools.chain.from_iterable(found), np.uint32, count=int(counts.sum())), counts
+
+    @functools.cached_property
+    def _without_prefix(self) -> "Tokenizer | None":
+        """This tokenizer without the space that it puts before a text; None if it puts none."""
+        if self.processor is not None:
+            return _without_dummy_prefix(self)
+        assert self.backend is not None
+        settings = json.loads(self.backend.to_str())
+        changed = {**settings, **{key: _bare(settings[key]) for key in ("normalizer", "pre_tokenizer")}}
+        if changed == settings:
+            return None
+        backend = tokenizers.Tokenizer.from_str(json.dumps(changed))
+        backend.encode_special_tokens = True
+        return dataclasses.replace(self, backend=backend)
 
     def check_on(self, texts: list[str]) -> str:
         """Compare the fast path with `tokenizers` on these texts; at the first difference it is left for good.
@@ -139,6 +178,46 @@ class Tokenizer:
         return _piece_text(token)
 
 
+def _merge(
+    is_second: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and counts of texts in their order, from those of two groups; `is_second` (T,) tells which is which."""
+    counts = np.empty(len(is_second), np.int64)
+    counts[~is_second], counts[is_second] = first[1], second[1]
+    ids = np.empty(int(counts.sum()), first[0].dtype)
+    from_second = np.repeat(is_second, counts)
+    ids[~from_second], ids[from_second] = first[0], second[0]
+    return ids, counts
+
+
+def _bare(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer of tokenizer.json without the space that it puts before a text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    if step["type"] == "ByteLevel":
+        return {**step, "add_prefix_space": False}
+    if step["type"] == "Sequence":
+        name = "normalizers" if "normalizers" in step else "pretokenizers"
+        return {**step, name: [bare for inner in step[name] if (bare := _bare(inner)) is not None]}
+    return step
+
+
+def _without_dummy_prefix(loaded: Tokenizer) -> Tokenizer | None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    assert loaded.processor is not None
+    model = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]  # made at run time
+        loaded.processor.serialized_model_proto()
+    )
+    if not model.normalizer_spec.add_dummy_prefix:
+        return None
+    model.normalizer_spec.add_dummy_prefix = False
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    return dataclasses.replace(loaded, processor=processor)
+
+
 EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
@@ -163,30 +242,42 @@ def _piece_text(piece: str) -> str:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
+def defining_files(path: Path) -> list[Path]:
+    """The files that say which ids a text gets, of a folder or a *.model file: one form of those that `load` reads."""
+    if path.suffix == ".model" and path.is_file():
+        return [path]
+    for names in (("tokenizer.json",), ("merges.txt", "vocab.json"), ("tokenizer.model",)):
+        if all((path / name).is_file() for name in names):
+            return [path / name for name in names]
+    return []
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over `defining_files`: of the file, or of several files' digests one after the other."""
+    digests = [files.sha256_file(file) for file in defining_files(path)]
+    return digests[0] if len(digests) == 1 else files.sha256_bytes("".join(digests).encode())
+
+
 def load(path: Path, *, key: str = "tokenizer") -> Tokenizer:
     """The tokenizer of a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model, or a *.model file.
 
     Raises: UserError if there is none of these, or it is damaged.
     """
-    files = {
-        "json": path / "tokenizer.json",
-        "merges": path / "merges.txt",
-        "model": path if path.suffix == ".model" and path.is_file() else path / "tokenizer.model",
-    }
-    kind = next((kind for kind, file in files.items() if file.is_file()), None)
-    if kind is None:
+    found = defining_files(path)
+    if not found:
         what = "has no tokenizer.json, no vocab.json with merges.txt and no tokenizer.model."
         raise UserError(f"{key} = '{path}': {what} Give a folder made by train_tokenizer.")
     try:
-        if kind == "model":
-            return _load_sentencepiece(path, files[kind])
-        backend = tokenizers.Tokenizer.from_file(str(files[kind])) if kind == "json" else _load_gpt2(path)
+        if found[0].suffix == ".model":
+            return _load_sentencepiece(path, found[0])
+        is_whole = found[0].name == "tokenizer.json"
+        backend = tokenizers.Tokenizer.from_file(str(found[0])) if is_whole else _load_gpt2(path)
         settings = settings_of(path)
         named = {role: _name(settings.get(f"{role}_token")) for role in ROLES}
         template = chat_template_of(path, settings)
     except Exception as error:  # the libraries raise bare Exception
-        raise UserError(f"{files[kind]}: is not a tokenizer ({error}).") from error
-    if kind == "merges" and not settings and backend.token_to_id(GPT2_END) is not None:
+        raise UserError(f"{found[0]}: is not a tokenizer ({error}).") from error
+    if not is_whole and not settings and backend.token_to_id(GPT2_END) is not None:
         named = {"bos": GPT2_END, "eos": GPT2_END, "pad": None, "unk": None}
     backend.encode_special_tokens = True
     backend.no_padding()

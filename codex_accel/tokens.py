@@ -8,6 +8,7 @@ Columns: `input_ids` list<uint16 or uint32>; `target_spans` list of [start, stop
 target; `num_bytes` UTF-8 bytes of the targets' text; `record_id` hexadecimal.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ class TokenStore:
         self._first_document = np.cumsum([0, *map(len, lengths)])  # of each batch
         self.lengths = np.concatenate(lengths).astype(np.int64)  # (num_documents,)
         self.document_starts = np.concatenate([[0], np.cumsum(self.lengths)])  # (num_documents + 1,) into the row
-        self._batch_starts = self.document_starts[self._first_document]
+        self._batch_starts: list[int] = self.document_starts[self._first_document].tolist()
         spans = [batch.column("target_spans") for batch in self._batches]
         self.has_spans = any(len(column.flatten()) for column in spans)
 
@@ -220,16 +221,18 @@ class TokenStore:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the row of all documents, as int64; at most `num_tokens` is reached."""
-        stop = min(stop, self.num_tokens)
-        result = np.empty(max(0, stop - start), dtype=np.int64)
-        first = int(np.searchsorted(self._batch_starts, start, side="right")) - 1
-        for index in range(first, len(self._values)):
-            low, high = int(self._batch_starts[index]), int(self._batch_starts[index + 1])
-            if low >= stop:
-                break
-            a, b = max(start, low), min(stop, high)
-            result[a - start : b - start] = self._values[index][a - low : b - low]
-        return result
+        starts = self._batch_starts
+        stop = min(stop, starts[-1])
+        if start >= stop:
+            return np.empty(0, np.int64)
+        first = bisect.bisect_right(starts, start) - 1
+        if stop <= starts[first + 1]:  # nearly always: one slice of one batch
+            return self._values[first][start - starts[first] : stop - starts[first]].astype(np.int64)
+        pieces = [
+            self._values[index][max(start - starts[index], 0) : stop - starts[index]]
+            for index in range(first, bisect.bisect_left(starts, stop))
+        ]
+        return np.concatenate(pieces, dtype=np.int64)
 
 
 def _open(path: Path) -> list[pa.RecordBatch]:

@@ -218,7 +218,7 @@ def count_words(
 def _bounded(texts: Iterable[str]) -> Iterator[str]:
     """Long texts in pieces, so that memory stays bounded."""
     for text in texts:
-        yield from byte_pairs.segments([text], byte_pairs.CUT)[1]
+        yield from (piece for _, piece in byte_pairs.segments([text], byte_pairs.CUT))
 
 
 # --- sentencepiece ------------------------------------------------------------------------------------------------

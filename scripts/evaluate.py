@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "dtype": "float32",
             },
             "digests": {parent["kind"]: parent["content_digest"] for parent in parents}
-            | {"tokenizer": files.sha256_file(folder / "tokenizer.json")},
+            | {"tokenizer": tokenizers.digest(folder)},
         }
         with files.staged_folder(final, overwrite=config.overwrite) as staged:
             report.write(staged, report=document, samples=_samples(documents, scores))

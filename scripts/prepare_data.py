@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     raw_files = sources.resolve(config.sources, config_problem=config.problem)
     dataset.require_splits(config, raw_files)
     tokenizer_path = Path(config.tokenizer)
+    if tokenizer_path.is_file():
+        raise UserError(
+            config.problem("tokenizer", f"'{tokenizer_path}' is a file. Give the folder that tokenizer.model lies in.")
+        )
     if (tokenizer_path / manifest.MANIFEST).exists():
         kinds = ("tokenizer", "model", "checkpoint")
         manifest.require(tokenizer_path, kinds=kinds, verify=config.verify, key="tokenizer")
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # --- the plan: digests and units of the input, and whether this was done before ----------------------------------
     crew = workers.join(num_threads=config.num_threads)
-    work = final.with_name(f".partial-{final.name}")
+    work = final.with_name(f"{plan.WORK_PREFIX}{final.name}")
     lock = plan.lock(work) if crew.is_main else None
     crew.wait()
     inventory = plan.take_inventory(raw_files, work, crew, unit_bytes=config.unit_bytes)
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inventory=inventory,
         names=dataset.split_names(config),
         renders=renders,
-        input_digest=plan.digest_input(config, inventory, parents[0]["content_digest"]),
+        input_digest=plan.digest_input(config, inventory, loaded),
     )
     if crew.is_main:
         num_done = plan.start_or_go_on(todo)
@@ -76,10 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     crew.wait()
     known = json.loads((work / "known.json").read_bytes())
     if known is None and final.exists() and not config.overwrite:
-        raise UserError(
-            f"output_dir = '{final}': exists, made from other input or settings. Choose another folder, or say "
-            "overwrite=true to replace it."
-        )
+        if crew.is_main and not num_done:
+            shutil.rmtree(work)
+        raise UserError(catalog.why_not(final, todo.input_digest))
 
     # --- splits and removal that need to see every record first ------------------------------------------------------
     if known is None and survey.needs_survey(config):
@@ -91,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # --- read, check, tokenize, write --------------------------------------------------------------------------------
     if known is None:
+        if (reason := loaded.check_on(plan.first_texts(todo))) and crew.is_main:
+            print(f"tokenizes with {loaded.engine}: {reason}")
         shards.write_units(todo, crew, loaded, survey.assignment(todo))
         crew.wait()
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
     tokenizer = tokenizers.load(tokenizer_dir)
-    if start_dir is not None and (start_dir / "tokenizer.json").exists():
+    if start_dir is not None and tokenizers.defining_files(start_dir):
         run.require_same_tokenizer(start_dir, dataset_dir, key="data.dataset")
     blocks = Blocks(
         TokenStore(dataset_dir, config.data.train_split),

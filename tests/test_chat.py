@@ -426,23 +426,3 @@ def test_template_that_depends_on_time_or_chance_is_refused(text):
 def test_rendering_function_can_be_sent_to_another_process():
     render, messages = template("llama3"), turns("Hi", "Yes")
     assert pickle.loads(pickle.dumps(render))(messages) == render(messages)
-
-
-def test_own_template_is_the_one_that_transformers_saves(tmp_path, byte_pairs):
-    reference = byte_pairs("gpt2")
-    reference.chat_template = TEMPLATES["chatml"]
-    reference.save_pretrained(tmp_path)
-    assert chat.own_template(tmp_path) == (TEMPLATES["chatml"], f"{tmp_path}/chat_template.jinja")
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_own_template_is_read_from_the_older_place(tmp_path, several):
-    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named if several else "b"}))
-    assert chat.own_template(tmp_path) == ("b", f"{tmp_path}/tokenizer_config.json: chat_template")
-
-
-def test_tokenizer_without_a_template_has_none(tmp_path):
-    assert chat.own_template(tmp_path) is None
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert chat.own_template(tmp_path) is None

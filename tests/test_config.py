@@ -396,6 +396,9 @@ def test_text_key_of_a_source_is_literal(path):
 def test_null_unsets_a_text_key(path):
     write(path, {"path": "a", "digest": "b"})
     assert load(schema.VerifyConfig, path=path, overrides=[("digest", "null")]).digest is None
+    given = {"tokenizer": "t", "output_dir": "o", "sources": "[{path: p}]", "sources.0.completion": "null"}
+    config = load(schema.PrepareConfig, path=None, overrides=list(given.items()))
+    assert config.sources[0].completion is None
 
 
 def test_source_is_appended_but_not_beyond_the_end(path):

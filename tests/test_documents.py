@@ -66,6 +66,16 @@ def test_begin_and_end_of_a_template_are_not_placed_twice(loaded):
     assert document.input_ids.tolist() == [loaded.bos_id, *loaded.encode(["a"])[0], loaded.eos_id]
 
 
+@pytest.mark.parametrize("name", ["mistral_v1", "stories260K"])
+def test_parts_of_a_record_make_its_text_whatever_space_the_tokenizer_begins_with(shared, name):
+    """sentencepiece itself, and a tokenizer.json that puts a space before each text."""
+    folder = shared / ("tokenizers" if name == "mistral_v1" else "models") / name
+    loaded = tokenizer.load(folder)
+    whole = [Part("Once upon", False), Part(" a ti", True), Part("me", True)]
+    [document], _ = documents.encode(loaded, [record(*whole)], add_bos=False, add_eos=False)
+    assert loaded.decode(document.input_ids.tolist()).lstrip() == "Once upon a time"
+
+
 # --- straight from files ------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ HEAVY = {"torch", "transformers", "accelerate", "datasets", "peft", "evaluate"}
 # What --help, a config error, verify and the checks of raw data need.
 TORCH_FREE = (
     "errors", "offline", "yaml_reader", "config", "cli", "schema", "files", "provenance", "manifest", "seeds", "order",
-    "schedule", "events", "sources", "lines", "formats", "records", "splits", "packing_cost", "dataset_page",
+    "schedule", "events", "sources", "lines", "reasons", "json_values", "tables", "parquet", "formats", "records",
+    "splits", "packing_cost", "dataset_page",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}

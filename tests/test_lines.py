@@ -26,8 +26,13 @@ def unit_of(path, data: bytes, **options):
     return sources.whole(raw)
 
 
-def read(path, data: bytes, *, limit: int = 1 << 20, transcode: bool = False, **options):
-    return list(lines.physical(unit_of(path, data, **options), Reading(limit), transcode=transcode))
+def listed(found) -> list:
+    """(number, line), or None in place of one that is too long."""
+    return [(number, line if isinstance(line, bytes) else None) for number, line in found]
+
+
+def read(path, data: bytes, *, limit: int = 1 << 20, **options):
+    return listed(lines.physical(unit_of(path, data, **options), Reading(limit)))
 
 
 def failure(path, data: bytes, **options) -> str:
@@ -110,7 +115,7 @@ def test_memory_is_bounded_for_a_long_line_that_is_packed_small(tmp_path, compre
     before = pyarrow.total_allocated_bytes()
     found, most = [], 0
     for item in lines.physical(unit, Reading(1 << 20)):
-        found.append(item)
+        found += listed([item])
         most = max(most, pyarrow.total_allocated_bytes() - before)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -131,7 +136,7 @@ def test_transcoded_lines_are_those_of_utf_8(tmp_path, encoding):
         if encoding == "iso2022_jp"
         else "o\n\r\né𝄞\nend"
     )
-    found = read(tmp_path / "a.txt", text.encode(encoding), encoding=encoding, transcode=True)
+    found = read(tmp_path / "a.txt", text.encode(encoding), encoding=encoding)
     assert found == list(enumerate(io.BytesIO(text.encode()), 1))
 
 
@@ -139,17 +144,17 @@ def test_transcoded_lines_are_those_of_utf_8(tmp_path, encoding):
 def test_real_text_in_wide_encoding_equals_utf_8(shared, tmp_path, encoding):
     data = (shared / "text" / "udhr_20lang.txt").read_bytes()
     wide = data.decode().encode(encoding)
-    assert read(tmp_path / "b.txt", wide, encoding=encoding, transcode=True) == read(tmp_path / "a.txt", data)
+    assert read(tmp_path / "b.txt", wide, encoding=encoding) == read(tmp_path / "a.txt", data)
 
 
 def test_mark_of_a_wide_encoding_is_no_text(tmp_path):
     data = codecs.BOM_UTF16_BE + "a\n".encode("utf-16-be")
     for encoding in ("utf-16", "utf-16-be"):
-        assert read(tmp_path / "a.txt", data, encoding=encoding, transcode=True) == [(1, b"a\n")]
+        assert read(tmp_path / "a.txt", data, encoding=encoding) == [(1, b"a\n")]
 
 
 def test_wide_encoding_without_a_mark_does_not_guess_the_order(tmp_path):
-    told = failure(tmp_path / "a.txt", "a\n".encode("utf-16-be"), encoding="utf-16", transcode=True)
+    told = failure(tmp_path / "a.txt", "a\n".encode("utf-16-be"), encoding="utf-16")
     assert told == ":1: has no byte order mark. Set encoding to utf-16-le or utf-16-be, whichever it is."
 
 
@@ -159,7 +164,7 @@ def test_wrong_wide_text_is_located_behind_all_good_lines(tmp_path, monkeypatch,
     """A low half alone, a high half alone, a high half at the end, and half a character at the end."""
     monkeypatch.setattr(lines, "CHUNK_BYTES", chunk_bytes)
     good = "a\né\n𝄞".encode("utf-16")
-    told = failure(tmp_path / "a.txt", good + bad, encoding="utf-16", transcode=True)
+    told = failure(tmp_path / "a.txt", good + bad, encoding="utf-16")
     assert told == f":3: not utf-16 at byte {len(good)} of the text. Convert the file, or set encoding."
 
 
@@ -184,7 +189,7 @@ def test_lines_do_not_depend_on_how_the_bytes_come(tmp_path_factory, pieces, chu
         patch.setattr(lines, "CHUNK_BYTES", chunk_bytes)
         units = sources.inventory(whole.raw, unit_bytes=unit_bytes).units
         reading = Reading(20)
-        assert [item for unit in units for item in lines.physical(unit, reading)] == expected
+        assert [item for unit in units for item in listed(lines.physical(unit, reading))] == expected
         assert reading.num_bytes == units[-1].num_bytes
         assert b"".join(lines.chunks(whole, Reading(20))) == text
 
@@ -222,3 +227,15 @@ def test_change_while_reading_is_told_at_the_end(tmp_path):
         stream.write(b"c")
     with pytest.raises(UserError, match="has changed while it was being read"):
         list(found)
+
+
+def test_growth_is_told_to_every_unit(tmp_path):
+    """What is appended lies behind the last unit, and its digest stays as it was."""
+    path = tmp_path / "a.txt"
+    units = sources.inventory(unit_of(path, b"a\n" * 9).raw, unit_bytes=6).units
+    with open(path, "ab") as stream:
+        stream.write(b"b\n")
+    assert len(units) == 3
+    for unit in units:
+        with pytest.raises(UserError, match=r"has changed while it was being read\. Run again"):
+            list(lines.physical(unit, Reading(99)))

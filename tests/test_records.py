@@ -200,7 +200,7 @@ def test_bad_json_is_told_and_the_next_line_is_read(jsonl, line, reason):
 
 
 def test_numbers_within_range_are_accepted(jsonl):
-    data = b'{"text": "a", "x": [1e308, ' + b"9" * 400 + b", -0.0, 5e-324]}\n"
+    data = b'{"text": "a", "x": [1e308, ' + b"9" * 400 + b", -" + b"9" * 400 + b", -0.0, 5e-324]}\n"
     assert read(jsonl, data) == [(1, "a")]
 
 

@@ -124,6 +124,13 @@ def test_what_is_no_file_of_bytes_is_told_not_opened(tmp_path):
     assert "is a link to nothing" in problems_of(Source(path=str(tmp_path / "l*.txt")))[0]
 
 
+def test_name_with_a_line_end_is_told_in_one_line(tmp_path):
+    (tmp_path / "a\nb.txt").touch()
+    [told] = problems_of(Source(path=str(tmp_path)))
+    assert "\n" not in told
+    assert "a\\nb.txt' is empty" in told
+
+
 def test_file_and_folder_without_permission_are_told(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("a")
@@ -229,7 +236,7 @@ def test_what_cannot_be_cut_is_one_unit(tmp_path, name, options):
 
 def test_whole_is_one_unit_of_a_file_that_could_be_cut(tmp_path):
     raw = raw_file(tmp_path / "a.jsonl", b"1\n2\n")
-    assert sources.whole(raw) == sources.Unit(raw, 0, 4, 1, hashlib.sha256(b"1\n2\n").hexdigest())
+    assert sources.whole(raw) == sources.Unit(raw, 4, 0, 4, 1, hashlib.sha256(b"1\n2\n").hexdigest())
 
 
 def test_file_that_has_gone_since_is_told(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_accel import splits
+from codex_accel import seeds, splits
 
 RATIOS = {"train": 0.8, "validation": 0.15, "test": 0.05}
 SHARES = st.lists(st.integers(1, 50), min_size=1, max_size=4).map(
@@ -20,28 +20,40 @@ def id_of(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest()[:16]
 
 
+def by_hash(keys, ratios, *, seed) -> list[str]:
+    number_of, names = splits.by_hash(ratios, seed=seed), list(ratios)
+    return [names[number_of(key)] for key in keys]
+
+
 def test_hash_split_does_not_change_between_versions():
     """Frozen from the first release: a change here moves records of every user between train and test."""
-    names = [splits.by_hash(f"record {n}", RATIOS, seed=0) for n in range(40)]
+    names = by_hash([f"record {n}" for n in range(40)], RATIOS, seed=0)
     assert "".join(name[0] for name in names) == "ttttttttvtttvtttttttttttttttttvtvtvttttt"
+
+
+def test_hash_split_is_the_place_of_a_derived_seed():
+    edges = np.cumsum(list(RATIOS.values()))
+    for key in ("", "a", "é", "record 7"):
+        number = int(np.searchsorted(edges, seeds.derive(5, "split", key) / 2**63, side="right"))
+        assert splits.by_hash(RATIOS, seed=5)(key) == number
 
 
 def test_hash_split_shares_come_near_the_ratios():
     """10,000 ids: the standard deviation of a share is at most 0.5 %; four of them are allowed."""
-    counts = Counter(splits.by_hash(id_of(n).hex(), RATIOS, seed=3) for n in range(10_000))
+    counts = Counter(by_hash([id_of(n).hex() for n in range(10_000)], RATIOS, seed=3))
     for name, share in RATIOS.items():
         assert counts[name] / 10_000 == pytest.approx(share, abs=4 * (share * (1 - share) / 10_000) ** 0.5)
 
 
 def test_hash_split_depends_on_the_seed():
-    names = [[splits.by_hash(str(n), {"a": 0.5, "b": 0.5}, seed=seed) for n in range(64)] for seed in (0, 1)]
-    assert names[0] != names[1]
+    keys = [str(n) for n in range(64)]
+    assert by_hash(keys, {"a": 0.5, "b": 0.5}, seed=0) != by_hash(keys, {"a": 0.5, "b": 0.5}, seed=1)
 
 
 @given(keys=st.lists(st.text()), ratios=SHARES)
 def test_hash_split_is_one_of_the_names(keys, ratios):
     """Also where floating-point shares add up to less than 1."""
-    assert all(splits.by_hash(key, ratios, seed=0) in ratios for key in keys)
+    assert all(name in ratios for name in by_hash(keys, ratios, seed=0))
 
 
 @given(num=st.integers(0, 10_000), ratios=SHARES)

@@ -239,7 +239,7 @@ def test_special_name_that_fills_the_text_stays_text(tmp_path, name):
     loaded = trained(tmp_path / "t", ["[EOS] [EOS]", "<0x41> [EOS]", "free beings"] * 30, **TYPES[name])
     for text in ("[EOS]", "[EOS][EOS] [PAD]", "<0x41><0x0A>"):
         ids = loaded.encode([text])[0]
-        assert not {0, 1, 2, 3} & set(ids) or name == "unigram" and not {0, 1, 2} & set(ids)
+        assert not set(loaded.special_ids.values()) & set(ids)
         assert loaded.decode(ids) == text
 
 

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import shutil
 import signal
 import time
 
@@ -203,6 +204,52 @@ def test_gc_removes_what_has_lost_its_raw_files(tiny, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_unfinished_work_is_listed_and_collected(tiny, tmp_path, capsys):
+    source = write_jsonl(tmp_path / "a.jsonl", [*(f"text {n}" for n in range(40)), ""])
+    with pytest.raises(UserError, match=r"1 of 41 records are bad.*They are listed in .*quarantine\.jsonl"):
+        prepare(tiny, tmp_path / "d", source, HALVES, "max_bad_fraction=0.0")
+    run_script("prepare_data", *argv(tiny, tmp_path / "d", source), "--list")
+    assert "unfinished: " in capsys.readouterr().out
+    run_script("prepare_data", *argv(tiny, tmp_path / "d", source), "--gc")
+    assert not (tmp_path / ".partial-d").exists()
+
+
+def test_manifest_of_somebody_else_is_passed_over(tiny, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "manifest.json").write_text("{}")
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "d", source, HALVES)
+    assert catalog.print_all(tmp_path) == 0
+
+
+def test_damaged_dataset_in_the_way_is_told(tiny, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "d", source, HALVES)
+    shard = next((tmp_path / "d").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"is damaged: .*\.arrow: has \d+ bytes.*overwrite=true"):
+        prepare(tiny, tmp_path / "d", source, HALVES)
+    prepare(tiny, tmp_path / "d", source, HALVES, "overwrite=true")
+    assert manifest.problems_of(tmp_path / "d") == []
+
+
+def test_changed_tokenizer_is_other_input_whatever_its_manifest_says(tiny, tmp_path):
+    shutil.copytree(tiny / "tokenizer", tmp_path / "tokenizer")
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    first = prepare(tmp_path, tmp_path / "one", source, HALVES)
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"eos_token": "[EOS]"', '"eos_token": "[PAD]"'))
+    second = prepare(tmp_path, tmp_path / "two", source, HALVES, "verify=false")
+    assert second["content_digest"] != first["content_digest"]
+
+
+def test_tokenizer_must_be_a_folder(tiny, shared, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    model = shared / "tokenizers" / "mistral_v1" / "tokenizer.model"
+    with pytest.raises(UserError, match=r"tokenizer: '.*tokenizer\.model' is a file\. Give the folder"):
+        prepare(tiny, tmp_path / "d", source, f"tokenizer={model}")
+
+
 # --- duplicates ---------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +289,25 @@ def test_removal_comes_before_sizes_and_places(tiny, tmp_path):
         facts = prepare(tiny, tmp_path / method, source, split, "duplicates=remove", "unit_bytes=150")["facts"]
         assert [part["num_records"] for part in facts["splits"].values()] == [24, 6]
     assert texts_of(tiny, tmp_path / "position", "test") == [f"text {n}" for n in range(24, 30)]
+
+
+def test_single_content_that_is_left_is_cut_and_the_others_are_removed(tiny, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["one text", "one text"])
+    split = "split={method: position, ratios: {train: 0.5, test: 0.5}}"
+    facts = prepare(tiny, tmp_path / "d", source, split, "duplicates=remove")["facts"]
+    assert [texts_of(tiny, tmp_path / "d", name) for name in ("train", "test")] == [["one "], ["text"]]
+    assert facts["duplicates"]["num_removed"] == 1
+
+
+def test_test_split_keeps_what_is_nearly_the_same_in_training(tiny, tmp_path):
+    text = " ".join(f"word{n}" for n in range(200))
+    sources = [
+        {"path": write_jsonl(tmp_path / "train.jsonl", [text, "a b c"]), "split": "train"},
+        {"path": write_jsonl(tmp_path / "test.jsonl", [text + " more"]), "split": "test"},
+    ]
+    prepare(tiny, tmp_path / "d", sources, "split.method=given", "duplicates=remove", "near_duplicates=0.8")
+    assert texts_of(tiny, tmp_path / "d", "train") == ["a b c"]
+    assert texts_of(tiny, tmp_path / "d", "test") == [text + " more"]
 
 
 def test_near_duplicates_are_counted_listed_and_removed_if_asked(tiny, shared, tmp_path):
@@ -292,6 +358,7 @@ def test_messages_are_rendered_and_only_the_assistant_is_a_target(tiny, tmp_path
     loaded = tokenizer.load(tiny / "tokenizer")
     ids = document.input_ids.tolist()
     assert ids.count(loaded.eos_id) == 2  # one a turn: not the text "[EOS]", and none is added behind the last
+    assert manifest.read(tmp_path / "d")["facts"]["splits"]["all"]["num_without_eos"] == 0
     [(start, stop)] = document.target_spans
     assert loaded.backend.decode(ids[start:stop], skip_special_tokens=False) == "four[EOS]\n"
 

@@ -8,6 +8,7 @@ from conftest import run_script
 
 from codex_accel import manifest, tokenizer
 from codex_accel.errors import UserError
+from codex_accel.schema import CorpusConfig
 
 TEXT = '{"text": "All human beings are born free and equal"}\n' * 5
 
@@ -151,9 +152,11 @@ def test_a_damaged_folder_is_told_and_trained_anew_if_overwriting(tmp_path, raw)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == whole
 
 
-def test_another_kind_of_folder_is_told(tmp_path):
-    run_script("quickstart_corpus", f"output_dir={tmp_path}/corpus", "max_modules=2")
-    assert "holds a corpus." in refused(tmp_path / "corpus", tmp_path / "corpus" / "modules.jsonl")
+def test_another_kind_of_folder_is_told(tmp_path, raw):
+    (tmp_path / "out").mkdir()
+    config = CorpusConfig(output_dir=str(tmp_path / "out"))
+    manifest.seal(tmp_path / "out", kind="corpus", final=tmp_path / "out", payload=(), config=config)
+    assert "holds a corpus." in refused(tmp_path / "out", raw)
 
 
 @pytest.mark.parametrize("trained_before", [False, True])
