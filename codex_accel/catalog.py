@@ -60,9 +60,18 @@ def missing_parents(folder: Path, document: dict[str, Any]) -> list[Path]:
     return [path for path in paths if not path.exists()]
 
 
-def copy_prepared(prepared: Path, folder: Path, *, name: str) -> None:
-    """Fill `folder` with the files of a prepared dataset, as hard links where the file system can."""
-    folder.mkdir(parents=True, exist_ok=True)
+def take(prepared: Path, todo: plan.Plan, final: Path, *, parents: list[Any]) -> None:
+    """Make `final` from a dataset of the same input and settings, which may be `final` itself; print what was done.
+
+    Its files are taken as hard links where the file system can, as copies elsewhere.
+    """
+    if prepared == final:
+        print(f"nothing to do: the same input and settings are prepared in {final}")
+        print(f"manifest {files.sha256_file(final / manifest.MANIFEST)}")
+        shutil.rmtree(todo.work)
+        return
+    print(f"the same input and settings are prepared in {prepared}; its files are taken")
+    folder = todo.work / "dataset"
     for path in prepared.iterdir():
         if path.name in (manifest.MANIFEST, manifest.SUMS, manifest.CONFIG, dataset.REPORT_JSON, dataset.REPORT_PAGE):
             continue
@@ -70,7 +79,16 @@ def copy_prepared(prepared: Path, folder: Path, *, name: str) -> None:
             os.link(path, folder / path.name)
         except OSError:
             shutil.copyfile(path, folder / path.name)
-    dataset.write_report(folder, {**json.loads((prepared / dataset.REPORT_JSON).read_bytes()), "name": name})
+    report = json.loads((prepared / dataset.REPORT_JSON).read_bytes())
+    dataset.write_report(folder, {**report, "name": final.name})
+    document = manifest.read(prepared)
+    read = [
+        {**record, "path": str(facts.raw.path)}
+        for record, facts in zip(document["sources"], todo.inventory, strict=True)
+    ]
+    digest = dataset.seal(todo, final, parents=parents, sources=read, facts=document["facts"])
+    dataset.print_summary(final, document["facts"])
+    print(f"dataset  {final}\nmanifest {digest}")
 
 
 def describe(folder: Path, document: dict[str, Any]) -> str:

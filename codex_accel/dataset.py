@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from codex_accel import dataset_page, duplicates, manifest, packing_cost, tally, tokens
+from codex_accel import dataset_page, duplicates, files, manifest, packing_cost, tally, tokens
 from codex_accel.errors import UserError
 from codex_accel.plan import Plan
 from codex_accel.schema import PrepareConfig
@@ -168,12 +168,6 @@ def _split_facts(folder: Path, split: str, merged: dict[str, Any]) -> dict[str, 
     }
 
 
-def sources_of(plan: Plan, prepared: Path) -> list[dict[str, Any]]:
-    """How a manifest records the raw files, with the counts of a dataset that was prepared from the same ones."""
-    counts = manifest.read(prepared)["sources"]
-    return [{**record, "path": str(facts.raw.path)} for record, facts in zip(counts, plan.inventory, strict=True)]
-
-
 def _sources(plan: Plan, markers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result, unit = [], 0
     for facts in plan.inventory:
@@ -212,6 +206,24 @@ def _require_splits_filled(config: PrepareConfig, splits: dict[str, Any], num_re
         mend = "Name other files for it" if given else "Change the shares, or add data"
         what = f"{', '.join(empty)} came out empty from {num_records} records. {mend}."
         raise UserError(config.problem("sources" if given else "split.ratios", what))
+
+
+def seal(plan: Plan, final: Path, *, parents: list[Any], sources: list[Any], facts: dict[str, Any]) -> str:
+    """Write the manifest, give the folder its final name and remove the work folder; returns the manifest digest."""
+    folder = plan.work / "dataset"
+    digest = manifest.seal(
+        folder,
+        kind="dataset",
+        final=final,
+        payload=[path.name for path in folder.glob("*.arrow")],
+        config=plan.config,
+        parents=parents,
+        sources=sources,
+        facts=facts,
+    )
+    files.take_name(folder, final)
+    shutil.rmtree(plan.work)
+    return digest
 
 
 def print_summary(final: Path, facts: dict[str, Any]) -> None:

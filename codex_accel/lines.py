@@ -130,7 +130,7 @@ class Stream:
             )
         self.finish()
         if isinstance(error, NotInEncoding):
-            return UserError(f"{place}: {error}")
+            return UserError(f"{self.unit.raw.path}:{error.line}: {error}")
         what = "is cut off" if isinstance(error, EOFError) or "Truncated" in str(error) else "is damaged"
         return UserError(
             f"{place}: the {self.unit.raw.compression} file {what} before byte {position} ({error}). What lies behind "
@@ -191,7 +191,11 @@ def _unpack(compression: str | None, raw: io.RawIOBase) -> io.BufferedReader:
 
 
 class NotInEncoding(ValueError):
-    """The text of a stream is not in its encoding."""
+    """The text of a stream is not in its encoding, from this line on."""
+
+    def __init__(self, what: str, line: int):
+        super().__init__(what)
+        self.line = line
 
 
 class _Transcoder(io.RawIOBase):
@@ -202,6 +206,7 @@ class _Transcoder(io.RawIOBase):
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._ready, self._error = b"", None  # type: tuple[bytes, NotInEncoding | None]
         self._position, self._ended = 0, False  # bytes of the text that were given to the decoder
+        self._line = 1  # that is being decoded
 
     def readable(self) -> bool:
         return True
@@ -218,7 +223,7 @@ class _Transcoder(io.RawIOBase):
     def _decode(self, data: bytes) -> None:
         if self._position == 0 and self._encoding in MARKS and not data.startswith(MARKS[self._encoding]):
             name = self._encoding
-            raise NotInEncoding(f"has no byte order mark. Set encoding to {name}-le or {name}-be, whichever it is.")
+            raise NotInEncoding(f"has no byte order mark. Set encoding to {name}-le or {name}-be, whichever it is.", 1)
         state = self._decoder.getstate()
         waiting = len(state[0])  # bytes of a character that has begun
         try:
@@ -228,8 +233,9 @@ class _Transcoder(io.RawIOBase):
             at = getattr(error, "start", 0) if isinstance(error, UnicodeDecodeError) else 0
             place = self._position - waiting + at
             what = f"not {self._encoding} at byte {place} of the text. Convert the file, or set encoding."
-            self._error = NotInEncoding(what)
             self._decoder.setstate(state)
             good = data[: max(at - waiting, 0)]
             self._ready = self._decoder.decode(good).encode() if good else b""
+            self._error = NotInEncoding(what, self._line + self._ready.count(b"\n"))
+        self._line += self._ready.count(b"\n")
         self._position += len(data)

@@ -26,8 +26,7 @@ def rows(unit: Unit, reading: Reading) -> Values:
     path, row = unit.raw.path, 0
     _require_digest(unit)
     try:
-        # a stream of ours, because pyarrow cannot open a name that is not UTF-8
-        with open(path, "rb") as stream, ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as table:
+        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as table:
             tables.require_columns(table.schema_arrow.names, reading, str(path))
             columns = sorted({*reading.fields, *reading.present})
             for batch in table.iter_batches(_batch_rows(table.metadata), columns=columns):

@@ -144,8 +144,9 @@ def _format_of(path: Path, format_: str) -> tuple[str, str | None]:
 
 
 def _unreadable(path: Path) -> str | None:
-    """What keeps a file from being read, if anything does."""
+    """What keeps a file from being read and recorded, if anything does."""
     try:
+        str(path).encode()
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             return f"{str(path)!r} is a link to a folder, and links are not followed. Name that folder as a source."
@@ -155,6 +156,8 @@ def _unreadable(path: Path) -> str | None:
             return f"{str(path)!r} is empty. Remove it or name others."
         with open(path, "rb"):
             return None
+    except UnicodeEncodeError:
+        return f"{str(path)!r} is no name in UTF-8, so it cannot be recorded. Rename the file."
     except FileNotFoundError:
         return f"{str(path)!r} is a link to nothing. Remove it, or bring back what it points to."
     except OSError as error:

@@ -23,6 +23,7 @@ from codex_accel.workers import Workers
 
 # (records, unit, index of the first) -> the records to write with the numbers of their splits, or duplicates.REMOVED
 Assign = Callable[[list[Record], int, int], tuple[list[Record], list[int]]]
+Indices = dict[int, np.ndarray]  # of records, by their unit
 
 
 def needs_survey(config: PrepareConfig) -> bool:
@@ -58,12 +59,16 @@ def _survey_unit(plan: Plan, number: int, show: Callable[[int, str], None]) -> N
 def decide(plan: Plan) -> None:
     """What the survey says about all records together, for every process: `decision.json` and `survey/*.gone`."""
     folder, units = plan.work / "survey", range(len(plan.units))
-    gone: dict[int, np.ndarray] = collections.defaultdict(lambda: np.empty(0, dtype=np.uint32))
-    if plan.config.duplicates == "remove":
+    repeated: Indices = collections.defaultdict(lambda: np.empty(0, dtype=np.uint32))
+    if plan.config.duplicates == "remove" or plan.config.near_duplicates is not None:
         prefer_last = plan.config.split.method == "given"
         for unit, indices in duplicates.superfluous(plan.runs("survey"), prefer_last_split=prefer_last):
-            gone[unit] = np.concatenate([gone[unit], indices])
-    near = _find_near(plan, gone) if plan.config.near_duplicates is not None else None
+            repeated[unit] = np.concatenate([repeated[unit], indices])
+    near, found = _find_near(plan, repeated) if plan.config.near_duplicates is not None else (None, {})
+    gone: Indices = collections.defaultdict(lambda: np.empty(0, dtype=np.uint32))
+    if plan.config.duplicates == "remove":
+        for unit in units:
+            gone[unit] = np.concatenate([repeated[unit], np.array(found.get(unit, []), dtype=np.uint32)])
     for unit in units:
         files.write_durable(plan.path("survey", unit, ".gone"), np.sort(gone[unit]).tobytes())
     left = [duplicates.num_entries(folder, unit) - len(gone[unit]) for unit in units]
@@ -80,8 +85,8 @@ def decide(plan: Plan) -> None:
     files.write_durable(plan.work / "decision.json", json.dumps(decision).encode())
 
 
-def _find_near(plan: Plan, gone: dict[int, np.ndarray]) -> dict[str, Any]:
-    """List near duplicates among the records that are left in `near.jsonl`; enter those to be removed in `gone`.
+def _find_near(plan: Plan, repeated: Indices) -> tuple[dict[str, Any], dict[int, list[int]]]:
+    """List near duplicates in `near.jsonl`, looking at one record of each content; facts, and indices for each unit.
 
     With `given` splits the one named last is looked at first, so that it keeps what the others give away.
     """
@@ -99,7 +104,7 @@ def _find_near(plan: Plan, gone: dict[int, np.ndarray]) -> dict[str, Any]:
                 for entries in duplicates.read_unit(folder, unit):
                     size = len(entries) * near_duplicates.NUM_PERMUTATIONS
                     signatures = np.fromfile(stream, dtype=np.uint32, count=size).reshape(len(entries), -1)
-                    kept = ~np.isin(entries["index"], gone[unit])
+                    kept = ~np.isin(entries["index"], repeated[unit])
                     seen.append(entries[kept])
                     starts.append(num_before)
                     num_before += int(kept.sum())
@@ -109,24 +114,20 @@ def _find_near(plan: Plan, gone: dict[int, np.ndarray]) -> dict[str, Any]:
         place = bisect.bisect_right(starts, number) - 1
         return seen[place][number - starts[place]]
 
-    num_found = 0
-    removed = collections.defaultdict(list)
+    places = collections.defaultdict(list)
     with open(plan.work / "near.jsonl", "w", encoding="utf-8") as listing:
         for number, earlier, similarity in near_duplicates.find(in_order(), threshold=threshold):
-            num_found += 1
             found, kept = entry(number), entry(earlier)
-            removed[int(found["unit"])].append(int(found["index"]))
+            places[int(found["unit"])].append(int(found["index"]))
             line = {
                 "place": plan.place(int(found["unit"]), int(found["line"])),
                 "of": plan.place(int(kept["unit"]), int(kept["line"])),
                 "similarity": round(similarity, 4),
             }
             listing.write(json.dumps(line, ensure_ascii=False) + "\n")
-    if plan.config.duplicates == "remove":
-        for unit, indices in removed.items():
-            gone[unit] = np.concatenate([gone[unit], np.array(indices, dtype=np.uint32)])
+    num_found = sum(map(len, places.values()))
     num_removed = num_found if plan.config.duplicates == "remove" else 0
-    return {"threshold": threshold, "num_found": num_found, "num_removed": num_removed}
+    return {"threshold": threshold, "num_found": num_found, "num_removed": num_removed}, places
 
 
 def assignment(plan: Plan) -> Assign:

@@ -25,7 +25,7 @@ def csv(unit: Unit, reading: Reading) -> Values:
     Raises: UserError for a header that cannot name the fields.
     """
     header: list[str] | None = None
-    for number, row in _rows(_Rows(unit, reading)):
+    for number, row in _rows(_Table(unit, reading)):
         if header is None:
             header = _header(row, reading, f"{unit.raw.path}:{number}")
         elif isinstance(row, ValueError):
@@ -63,7 +63,7 @@ def require_columns(columns: list[str], reading: Reading, place: str) -> None:
 # --- lines and rows -----------------------------------------------------------------------------------------------
 
 
-class _Rows:
+class _Table:
     """A table that is being read: how its rows are split, and its physical lines, which can be read again."""
 
     def __init__(self, unit: Unit, reading: Reading):
@@ -115,7 +115,7 @@ class _NotClosed(_Malformed):
     """A quoted field has no end in the text."""
 
 
-def _rows(table: _Rows) -> Iterator[tuple[int, list[str] | ValueError]]:
+def _rows(table: _Table) -> Iterator[tuple[int, list[str] | ValueError]]:
     """(line of its start, fields) of each row.
 
     A row is complete when its quotes are even in number. A fault lies outside of quotes, so a malformed row ends with
@@ -131,7 +131,7 @@ def _rows(table: _Rows) -> Iterator[tuple[int, list[str] | ValueError]]:
             yield number, row
 
 
-def _gathered(number: int, line: bytes, table: _Rows) -> list[str] | ValueError:
+def _gathered(number: int, line: bytes, table: _Table) -> list[str] | ValueError:
     """The row that begins with an open quote in `line`; what is not of it is given back."""
     data = bytearray(line)
     for behind, more in table:
@@ -155,7 +155,7 @@ def _gathered(number: int, line: bytes, table: _Rows) -> list[str] | ValueError:
     return ValueError("a quote is not closed: before the file ends")
 
 
-def _passed(number: int, is_open: bool, table: _Rows) -> ValueError:
+def _passed(number: int, is_open: bool, table: _Table) -> ValueError:
     """Read on to the end of a row that is too long to be held, which begins in line `number`; returns its reason."""
     last = number
     while is_open:
@@ -170,7 +170,7 @@ def _passed(number: int, is_open: bool, table: _Rows) -> ValueError:
     return ValueError(f"{reasons.too_long(table.reading)}" + (f": it ends in line {last}" if last > number else ""))
 
 
-def _leaves_open(pieces: Iterable[bytes], table: _Rows, *, in_quotes: bool) -> bool:
+def _leaves_open(pieces: Iterable[bytes], table: _Table, *, in_quotes: bool) -> bool:
     """Whether a quote is open at the end of a line that is too long to be held; `in_quotes`: at its start.
 
     A fault ends the row with this line, and so closes it.
@@ -210,7 +210,7 @@ def _leaves_open(pieces: Iterable[bytes], table: _Rows, *, in_quotes: bool) -> b
 # --- fields -------------------------------------------------------------------------------------------------------
 
 
-def _row(data: bytes | bytearray, table: _Rows) -> list[str] | ValueError:
+def _row(data: bytes | bytearray, table: _Table) -> list[str] | ValueError:
     """Fields of a row with its line end, or its fault: one of the quotes comes before one of the bytes."""
     try:
         try:

@@ -5,7 +5,7 @@ number of documents, and the result does not depend on how the documents were sh
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,5 +109,23 @@ def _example(tokenizer: Tokenizer, document: Document, record: Record) -> dict[s
         "line": record.line,
         "num_tokens": len(document.input_ids),
         "num_left_out": len(document.input_ids) - len(shown),
-        "tokens": [{"text": tokenizer.token_text(id_), "kind": kind} for id_, kind in zip(shown, kinds, strict=True)],
+        "tokens": list(_readable(tokenizer, zip(shown, kinds, strict=True))),
     }
+
+
+def _readable(tokenizer: Tokenizer, tokens: Iterable[tuple[int, str]]) -> Iterator[dict[str, str]]:
+    """Text and kind of each token; tokens that are parts of one character come together, as far as they make one."""
+    parts: list[int] = []
+    for id_, kind in tokens:
+        text = tokenizer.token_text(id_)
+        if parts or "\\x" in text:
+            parts.append(id_)
+            text = tokenizer.decode(parts)
+            if "\ufffd" in text and len(parts) < 4:
+                continue
+            if "\ufffd" in text:
+                text = "".join(map(tokenizer.token_text, parts))
+        parts = []
+        yield {"text": text, "kind": kind}
+    if parts:
+        yield {"text": "".join(map(tokenizer.token_text, parts)), "kind": kind}

@@ -20,7 +20,7 @@ class Workers:
     num_processes: int
     num_threads: int  # for this process
     wait: Callable[[], None]  # returns when every process has called it
-    leave: Callable[[], None]  # the last call of every process
+    leave: Callable[[], None]  # the last call of every process: waits, then takes the group down
 
     @property
     def is_main(self) -> bool:
@@ -47,6 +47,9 @@ def join(*, num_threads: int | None) -> Workers:
             f"environment: WORLD_SIZE = {asked}: the launcher started {asked} processes, but accelerate has joined "
             f"{state.num_processes}. Use accelerate_configs/cpu_2proc.yaml as a pattern."
         )
-    return Workers(
-        state.process_index, asked, threads, state.wait_for_everyone, leave=torch.distributed.destroy_process_group
-    )
+
+    def leave() -> None:
+        state.wait_for_everyone()
+        torch.distributed.destroy_process_group()
+
+    return Workers(state.process_index, asked, threads, state.wait_for_everyone, leave)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --- the plan: digests and units of the input, and whether this was done before ----------------------------------
     crew = workers.join(num_threads=config.num_threads)
     work = final.with_name(f"{plan.WORK_PREFIX}{final.name}")
-    lock = plan.lock(work) if crew.is_main else None
+    lock = plan.lock(work) if crew.is_main else None  # noqa: F841  held until this process ends
     crew.wait()
     inventory = plan.take_inventory(raw_files, work, crew, unit_bytes=config.unit_bytes)
     todo = plan.Plan(
@@ -84,8 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(work)
         raise UserError(catalog.why_not(final, todo.input_digest))
 
+    if known is not None:
+        if crew.is_main:
+            catalog.take(Path(known), todo, final, parents=parents)
+        crew.leave()
+        return 0
+
     # --- splits and removal that need to see every record first ------------------------------------------------------
-    if known is None and survey.needs_survey(config):
+    if survey.needs_survey(config):
         survey.survey(todo, crew)
         crew.wait()
         if crew.is_main:
@@ -93,41 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         crew.wait()
 
     # --- read, check, tokenize, write --------------------------------------------------------------------------------
-    if known is None:
-        if (reason := loaded.check_on(plan.first_texts(todo))) and crew.is_main:
-            print(f"tokenizes with {loaded.engine}: {reason}")
-        shards.write_units(todo, crew, loaded, survey.assignment(todo))
-        crew.wait()
+    if (reason := loaded.check_on(plan.first_texts(todo))) and crew.is_main:
+        print(f"tokenizes with {loaded.engine}: {reason}")
+    shards.write_units(todo, crew, loaded, survey.assignment(todo))
+    crew.wait()
 
     # --- the whole: counts, report, manifest -------------------------------------------------------------------------
-    if crew.is_main and known == str(final):
-        digest = files.sha256_file(final / manifest.MANIFEST)
-        print(f"nothing to do: the same input and settings are prepared in {final}\nmanifest {digest}")
-        shutil.rmtree(work)
-    elif crew.is_main:
-        if known is None:
-            facts, found = dataset.finish(todo, loaded, name=final.name, tokenizer_digest=parents[0]["content_digest"])
-        else:
-            print(f"the same input and settings are prepared in {known}; its files are taken")
-            catalog.copy_prepared(Path(known), work / "dataset", name=final.name)
-            facts, found = manifest.read(Path(known))["facts"], dataset.sources_of(todo, Path(known))
-        digest = manifest.seal(
-            work / "dataset",
-            kind="dataset",
-            final=final,
-            payload=[path.name for path in (work / "dataset").glob("*.arrow")],
-            config=config,
-            parents=parents,
-            sources=found,
-            facts=facts,
-        )
-        files.take_name(work / "dataset", final)
-        shutil.rmtree(work)
+    if crew.is_main:
+        facts, read = dataset.finish(todo, loaded, name=final.name, tokenizer_digest=parents[0]["content_digest"])
+        digest = dataset.seal(todo, final, parents=parents, sources=read, facts=facts)
         dataset.print_summary(final, facts)
         print(f"dataset  {final}\nmanifest {digest}")
-    if lock is not None:
-        lock.close()
-    crew.wait()
     crew.leave()
     return 0
 

@@ -136,6 +136,11 @@ def test_array_in_another_encoding(tmp_path):
     assert read(tmp_path / "a.json", b"\xef\xbb\xbf" + text.encode()) == [(1, "表ー"), (1, "ソ")]
 
 
+def test_wrong_byte_of_an_array_in_another_encoding_is_told_with_its_line(tmp_path):
+    told = failure(tmp_path / "a.json", b'["a",\n"\xff"]', encoding="shift_jis")
+    assert told == ":2: not shift-jis at byte 7 of the text. Convert the file, or set encoding."
+
+
 @pytest.mark.parametrize("length", range(7, 12))
 def test_limit_is_of_the_bytes_of_an_element(tmp_path, length):
     found = read(tmp_path / "a.json", b'[ "' + b"x" * (length - 2) + b'" ' + b" " * 99 + b"\n, 1]", limit=9)
@@ -145,11 +150,11 @@ def test_limit_is_of_the_bytes_of_an_element(tmp_path, length):
 @pytest.mark.security
 @pytest.mark.parametrize("filler", [b"x", b'\\"', b"\\\\", b"[", b'"a",', b"\n"])
 def test_memory_of_an_array_is_bounded(tmp_path, filler):
-    """An element of 24 MB under a limit of 1 MB, whatever it is made of."""
+    """An element of 12 MB under a limit of 1 MB, whatever it is made of."""
     opener, closer = (b'["', b'"]') if filler in (b"x", b'\\"', b"\\\\") else (b"[[", b"1]]")
     if filler == b"[":
-        closer = b"]" * (24 << 20) + b"]]"
-    data = opener + filler * ((24 << 20) // len(filler)) + closer[:-1] + b", 5]"
+        closer = b"]" * (12 << 20) + b"]]"
+    data = opener + filler * ((12 << 20) // len(filler)) + closer[:-1] + b", 5]"
     unit = unit_of(tmp_path / "a.json", data)
     size = len(data)
     del data, closer

@@ -99,9 +99,3 @@ def test_cell_beyond_what_python_can_hold_spoils_its_row_alone(tmp_path, type_, 
         (1, f"! a cell of type {type_} that Python cannot hold"),
         (2, {"text": None}),
     ]
-
-
-def test_file_whose_name_is_not_utf_8_is_read(tmp_path):
-    """Such a name cannot stand in a config, but in a folder."""
-    table(tmp_path / "a.parquet", text=["a"]).rename(tmp_path / "\udcff.parquet")
-    assert read(tmp_path, fields=("text",)) == [(1, {"text": "a"})]

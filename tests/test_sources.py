@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_accel import sources
@@ -131,6 +131,13 @@ def test_name_with_a_line_end_is_told_in_one_line(tmp_path):
     assert "a\\nb.txt' is empty" in told
 
 
+def test_name_that_is_not_utf_8_is_told(tmp_path):
+    """It could be read, but neither a manifest nor the quarantine can hold it."""
+    (tmp_path / "c\udcff.txt").write_text("a\n")
+    [told] = problems_of(Source(path=str(tmp_path)))
+    assert told.endswith("c\\udcff.txt' is no name in UTF-8, so it cannot be recorded. Rename the file.")
+
+
 def test_file_and_folder_without_permission_are_told(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("a")
@@ -190,6 +197,7 @@ PIECES = st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b"\n\n", b"\n\r\
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 1 << 20])
 @pytest.mark.parametrize("unit", ["line", "paragraph"])
+@settings(max_examples=50)  # of each of eight
 @given(pieces=PIECES, unit_bytes=st.integers(1, 12))
 def test_units_tile_the_file_and_know_their_lines(tmp_path_factory, chunk_bytes, unit, pieces, unit_bytes):
     data = b"".join(pieces)

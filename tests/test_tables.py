@@ -7,7 +7,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_accel import formats, lines, sources, tables
@@ -50,6 +50,7 @@ def test_csv_spectrum(shared):
 
 @pytest.mark.parametrize("dialect", [{"delimiter": ","}, {"delimiter": "\t"}, {"delimiter": "é"}, {"delimiter": "]"}])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
+@settings(max_examples=30)  # of each of eight dialects
 @given(rows=st.lists(st.tuples(TEXT, TEXT, TEXT)))
 def test_rows_that_the_csv_module_writes_come_back(tmp_path_factory, dialect, end, rows):
     """With the line in which each begins. NUL is refused; a CR at the end of a row that ends in LF is not quoted."""
@@ -134,6 +135,7 @@ def test_quote_that_is_open_to_the_end_spoils_its_line_alone(tmp_path, first, co
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "shift_jis"])
+@settings(max_examples=50)  # of each of three encodings
 @given(
     pieces=st.lists(st.sampled_from(['"', '""', "¥", "a", "bc", "\n", "\r\n", "\r", 'a"¥"', "表" * 9])),
     limit=st.integers(4, 30),

@@ -313,9 +313,9 @@ def test_test_split_keeps_what_is_nearly_the_same_in_training(tiny, tmp_path):
 def test_near_duplicates_are_counted_listed_and_removed_if_asked(tiny, shared, tmp_path):
     lines = (shared / "instruct" / "dolly15k_part0.jsonl").read_text().splitlines()
     texts = [text for text in (json.loads(line)["response"] for line in lines) if len(text) > 800][:20]
-    source = write_jsonl(tmp_path / "a.jsonl", [*texts, texts[3].replace(" the ", " a ", 1)])
+    source = write_jsonl(tmp_path / "a.jsonl", [*texts, texts[3].replace(" the ", " a ", 1), texts[5]])
     options = ("split.ratios={all: 1.0}", "near_duplicates=0.8")
-    assert prepare(tiny, tmp_path / "a", source, *options)["facts"]["splits"]["all"]["num_records"] == 21
+    assert prepare(tiny, tmp_path / "a", source, *options)["facts"]["splits"]["all"]["num_records"] == 22
     [line] = map(json.loads, (tmp_path / "a" / "near_duplicates.jsonl").read_text().splitlines())
     assert (line["place"], line["of"]) == (f"{source}:21", f"{source}:4")
     facts = prepare(tiny, tmp_path / "b", source, *options, "duplicates=remove")["facts"]
@@ -436,3 +436,12 @@ def test_examples_are_documents_with_their_targets(tiny, tmp_path):
         spelled[token["kind"]] += token["text"]
     assert spelled == {"special": "[BOS][EOS]", "prompt": "what", "target": "that"}
     assert (example["line"], example["num_left_out"]) == (1, 0)
+
+
+def test_characters_of_several_tokens_are_shown_whole(tiny, shared, tmp_path):
+    lines = (shared / "text" / "udhr_20lang.txt").read_text().splitlines()
+    line = next(line for line in lines if len(line.encode()) > 2.5 * len(line))[:60]
+    source = write_jsonl(tmp_path / "a.jsonl", [line])
+    prepare(tiny, tmp_path / "d", source, "split.ratios={all: 1.0}")
+    [example] = json.loads((tmp_path / "d" / "report.json").read_bytes())["examples"]["all"]
+    assert "".join(token["text"] for token in example["tokens"]) == f"[BOS]{line}[EOS]"
