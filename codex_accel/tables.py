@@ -124,7 +124,7 @@ def _rows(table: _Table) -> Iterator[tuple[int, list[str] | ValueError]]:
     for number, line in table:
         if not isinstance(line, bytes):
             yield number, _passed(number, _leaves_open(line, table, in_quotes=False), table)
-        elif line.rstrip(b"\r\n"):
+        elif line.removesuffix(b"\n").removesuffix(b"\r"):
             row = _row(line, table)
             if isinstance(row, _NotClosed):
                 row = _gathered(number, line, table)
@@ -135,24 +135,21 @@ def _gathered(number: int, line: bytes, table: _Table) -> list[str] | ValueError
     """The row that begins with an open quote in `line`; what is not of it is given back."""
     data = bytearray(line)
     for behind, more in table:
-        fits = isinstance(more, bytes) and len(data) + len(more) <= table.reading.max_record_bytes + len(b"\r\n")
-        if fits:
-            data += more  # type: ignore[arg-type]
-            if more.count(b'"') % 2 == 0:  # type: ignore[union-attr]
-                continue
-        row = _row(data, table)
-        if not fits:
+        if not isinstance(more, bytes) or len(data) + len(more) > table.reading.max_record_bytes + len(b"\r\n"):
             table.give_back([(behind, more)])
-        if isinstance(row, _NotClosed):
-            return _passed(number, True, table)
-        if isinstance(row, _Malformed):
-            end = 0
-            for _ in range(row.num_lines):
-                end = data.find(b"\n", end) + 1 or len(data)
-            table.give_back(enumerate(io.BytesIO(data[end:]), number + row.num_lines))
-        return row
-    table.give_back(enumerate(io.BytesIO(data[len(line) :]), number + 1))
-    return ValueError("a quote is not closed: before the file ends")
+            break
+        data += more
+        if more.count(b'"') % 2:
+            break
+    row = _row(data, table)
+    if isinstance(row, _NotClosed):
+        return _passed(number, True, table)
+    if isinstance(row, _Malformed):
+        end = 0
+        for _ in range(row.num_lines):
+            end = data.find(b"\n", end) + 1 or len(data)
+        table.give_back(enumerate(io.BytesIO(data[end:]), number + row.num_lines))
+    return row
 
 
 def _passed(number: int, is_open: bool, table: _Table) -> ValueError:

@@ -83,7 +83,7 @@ def test_what_the_strict_csv_module_takes_is_read_alike(tmp_path_factory, data):
 def test_malformed_rows_are_located_and_end_with_their_fault(tmp_path):
     data = (
         b'x,y\n"a ""b""\r\nc",1\n1,2,3\n5" disk,2\nz,"q"r\n"m\n\nn"o,1\np,1\n\n1\n"\nopen" x\n2,\xff\n"\n\xff",2\n'
-        b'"h\ni",\0\n3,4\r5\n"last",1\n"never,1\ngood,"2"'
+        b'"h\ni",\0\n3,4\r5\n"last",1\n"never,1\nspoilt,"2"\n"never\ngood,2'
     )
     assert read(tmp_path / "a.csv", data) == [
         (2, {"x": 'a "b"\r\nc', "y": "1"}),
@@ -99,8 +99,9 @@ def test_malformed_rows_are_located_and_end_with_their_fault(tmp_path):
         (18, "! raw NUL byte: at column 4 of its line 2"),
         (20, "! a lone CR outside of quotes, where rows end in LF or CRLF: at column 4"),
         (21, {"x": "last", "y": "1"}),
-        (22, "! a quote is not closed: before the file ends"),
-        (23, {"x": "good", "y": "2"}),
+        (22, "! text after a closing quote: at column 9 of its line 2"),
+        (24, "! a quote is not closed: before the file ends"),
+        (25, {"x": "good", "y": "2"}),
     ]
 
 
