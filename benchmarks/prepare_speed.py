@@ -166,7 +166,8 @@ def with_datasets(folder: Path) -> dict:
     tokens = raw.map(tokenize, batched=True, num_proc=2, remove_columns=["text"])
     blocks = tokens.map(group_texts, batched=True, num_proc=2)
     seconds = time.perf_counter() - started
-    num_bytes = sum(Path(file["filename"]).stat().st_size for file in blocks.cache_files)
+    written = {file["filename"] for made in (tokens, blocks) for file in made.cache_files}  # both stay on the disk
+    num_bytes = sum(Path(name).stat().st_size for name in written)
     return {"seconds": seconds, "num_tokens": len(blocks) * BLOCK_SIZE, "num_bytes": num_bytes}
 
 
@@ -304,13 +305,11 @@ def report(results: dict[str, list[dict]], ids: dict, stored: dict, num_bytes: i
         rates[name] = runs[0]["num_tokens"] / seconds
         sizes[name] = runs[0]["num_bytes"] / runs[0]["num_tokens"]
         times = " ".join(f"{run['seconds']:.2f}" for run in runs)
-        print(
-            f"{name:<13} {rates[name]:>12,.0f} tokens/s  {num_bytes / 1e6 / seconds:6.2f} MB/s  {sizes[name]:5.2f} bytes a token  ({times} s)"
-        )
+        rate = f"{rates[name]:>12,.0f} tokens/s  {num_bytes / 1e6 / seconds:6.2f} MB/s"
+        print(f"{name:<13} {rate}  {sizes[name]:5.2f} bytes a token  ({times} s)")
     share = statistics.median(run["split_seconds"] / run["seconds"] for run in results["ours"])
-    print(
-        f"same ids as tokenizers: {ids['ours'] == ids['tokenizers']} ({ids['num_documents']} documents, {results['ours'][0]['engine']})"
-    )
+    engine = results["ours"][0]["engine"]
+    print(f"{ids['num_documents']} documents, same ids: {ids['ours'] == ids['tokenizers']}; ours encodes with {engine}")
     print(f"ours / datasets      {rates['ours'] / rates['datasets']:.2f} (bar 4)")
     print(f"ours / encode_batch  {rates['ours'] / rates['encode_batch']:.2f} (bar 2)")
     print(f"bytes a token: ours / datasets  1/{sizes['datasets'] / sizes['ours']:.1f} (bar 1/8)")

@@ -4,14 +4,14 @@ Rule: every record leaves one entry, in sorted runs on disk; they are merged by 
 memory is bounded by `RANGE_BYTES` (and by the largest group of equal records), not by the number of records.
 """
 
-import bisect
 import hashlib
 import heapq
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from codex_accel import files
 # The id's 16 bytes as two numbers, then where the record stands and the number of its split.
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("unit", "<u4"), ("index", "<u4"), ("line", "<u8"), ("split", "u1")])
 REMOVED = 255  # instead of a split's number
-RUN_ENTRIES = 1 << 19  # sorted and written at once
-RANGE_BYTES = 32 << 20  # merged at once
+RUN_ENTRIES = 1 << 17  # sorted and written at once
+RANGE_BYTES, MAX_RANGES = 1 << 20, 1000  # merged at once; more bytes where there would be too many ranges
 NUM_LARGEST = 10
 
 
@@ -73,18 +73,27 @@ def num_entries(folder: Path, unit: int) -> int:
 def ranges(runs: Sequence[Path]) -> Iterator[np.ndarray]:
     """All entries in order of (id, unit, index), in stretches that never part equal ids."""
     total_bytes = sum(path.stat().st_size for path in runs)
-    num_ranges = max(1, -(-total_bytes // RANGE_BYTES))
-    heads = {path: np.memmap(path, dtype=ENTRY, mode="r")["high"] for path in runs}
-    starts = dict.fromkeys(heads, 0)
+    num_ranges = min(MAX_RANGES, max(1, -(-total_bytes // RANGE_BYTES)))
+    starts = [0] * len(runs)
     for number in range(1, num_ranges + 1):
-        edge = (number << 64) // num_ranges
         pieces = [np.empty(0, dtype=ENTRY)]
-        for path, head in heads.items():
-            stop = len(head) if number == num_ranges else bisect.bisect_left(head, edge)
-            count = stop - starts[path]
-            pieces.append(np.fromfile(path, dtype=ENTRY, count=count, offset=starts[path] * ENTRY.itemsize))
-            starts[path] = stop
+        for place, path in enumerate(runs):
+            with open(path, "rb") as stream:
+                stop = _first_at_least(stream, (number << 64) // num_ranges)
+                stream.seek(starts[place] * ENTRY.itemsize)
+                pieces.append(np.fromfile(stream, dtype=ENTRY, count=stop - starts[place]))
+            starts[place] = stop
         yield np.sort(np.concatenate(pieces), order=("high", "low", "unit", "index"))
+
+
+def _first_at_least(run: BinaryIO, head: int) -> int:
+    """Place of the first entry whose id begins with `head` or more; read by halves, for a map would count as memory."""
+    low, high = 0, os.fstat(run.fileno()).st_size // ENTRY.itemsize
+    while low < high:
+        middle = (low + high) // 2
+        found = int.from_bytes(os.pread(run.fileno(), 8, middle * ENTRY.itemsize), "little")
+        low, high = (middle + 1, high) if found < head else (low, middle)
+    return low
 
 
 def groups(found: np.ndarray) -> np.ndarray:
@@ -163,12 +172,12 @@ def _count_members(found: np.ndarray, group: np.ndarray, members: Sequence[Membe
     """Add the entries of one stretch to the membership of their splits."""
     kept = found["split"] != REMOVED
     found, group = found[kept], group[kept]
-    pairs = np.unique(np.stack([group, found["split"].astype(np.int64)], axis=1), axis=0)  # (group, split), distinct
-    num_splits = np.bincount(pairs[:, 0], minlength=int(group.max()) + 1 if len(group) else 0)
+    pairs = np.unique(group << 8 | found["split"])  # (group, split), distinct
+    num_splits = np.bincount(pairs >> 8, minlength=int(group.max()) + 1 if len(group) else 0)
     for number, member in enumerate(members):
         mine = found["split"] == number
         member.num_records += int(mine.sum())
-        member.num_duplicates += int(mine.sum()) - int((pairs[:, 1] == number).sum())
+        member.num_duplicates += int(mine.sum()) - int((pairs & 255 == number).sum())
         member.num_shared += int((num_splits[group[mine]] > 1).sum())
         ids = np.stack([found["high"][mine], found["low"][mine]], axis=1)
         member.digest.update(ids.astype(">u8").tobytes())
