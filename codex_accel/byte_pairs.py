@@ -236,15 +236,11 @@ def _encode_block(pairs: BytePairs, pieces: list[str]) -> tuple[np.ndarray, np.n
     """Ids of all pieces and the number of each; one call for all of them, because a call costs as much as 100 bytes."""
     text = SEPARATOR.join(pieces)
     if text.count(SEPARATOR) != len(pieces) - 1:  # somebody's text holds the separator
-        ids = [_encode_alone(pairs, piece) for piece in pieces]
-        return np.concatenate(ids), np.array([len(part) for part in ids], np.int64)
+        return _encode_each(pairs, pieces)
     try:
         found = pairs.encoding.encode_to_numpy(text, allowed_special={SEPARATOR}, disallowed_special=())
     except ValueError:  # too much white space for its engine of patterns
-        if len(pieces) == 1:
-            return encode_slowly(pairs.backend, pieces)
-        ids = [_encode_alone(pairs, piece) for piece in pieces]
-        return np.concatenate(ids), np.array([len(part) for part in ids], np.int64)
+        return _encode_each(pairs, pieces)
     if len(pieces) == 1:
         return found, np.array([len(found)], np.int64)
     between = found == pairs.separator_id
@@ -252,11 +248,15 @@ def _encode_block(pairs: BytePairs, pieces: list[str]) -> tuple[np.ndarray, np.n
     return found[~between], np.diff(ends, prepend=-1) - 1
 
 
-def _encode_alone(pairs: BytePairs, piece: str) -> np.ndarray:
-    try:
-        return pairs.encoding.encode_to_numpy(piece, disallowed_special=())
-    except ValueError:
-        return encode_slowly(pairs.backend, [piece])[0]
+def _encode_each(pairs: BytePairs, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The same, one piece a call; what tiktoken cannot do is done by `tokenizers`."""
+    ids = []
+    for piece in pieces:
+        try:
+            ids.append(pairs.encoding.encode_to_numpy(piece, disallowed_special=()))
+        except ValueError:
+            ids.append(encode_slowly(pairs.backend, [piece])[0])
+    return np.concatenate(ids), np.array([len(part) for part in ids], np.int64)
 
 
 def encode_slowly(backend: tokenizers.Tokenizer, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:

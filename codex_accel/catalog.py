@@ -4,6 +4,7 @@ Rule: the folders themselves are the index; what their manifests say is compared
 of date.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -23,26 +24,38 @@ def find(parent: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             document = manifest.read(path.parent)
         except UserError:
             continue
-        if document.get("kind") == "dataset":
+        if document.get("kind") == "dataset" and "splits" in document.get("facts", ()):
             yield path.parent, document
 
 
 def find_partial(parent: Path) -> Iterator[Path]:
-    """Work folders of preparations that were stopped and that no process goes on with."""
+    """Work folders of preparations that were stopped; while one is looked at, no process can go on with it."""
     for work in sorted(parent.glob(f"{plan.WORK_PREFIX}*")):
         try:
-            plan.lock(work).close()
-        except UserError:
+            held = plan.lock(work)
+        except (UserError, PermissionError):  # it is being worked on, or is not ours
             continue
         yield work
+        held.close()
 
 
-def find_prepared(parent: Path, input_digest: str) -> Path | None:
-    """A whole dataset in `parent` that was made from the same input with the same settings."""
-    for folder, document in find(parent):
+def find_prepared(final: Path, input_digest: str) -> Path | None:
+    """A whole dataset that was made from the same input with the same settings: `final`, or else one beside it."""
+    for folder, document in sorted(find(final.parent), key=lambda found: found[0] != final):
         if document["facts"].get("input_digest") == input_digest and not manifest.problems_of(folder):
             return folder
     return None
+
+
+def require_place(final: Path) -> None:
+    """Raise UserError unless a dataset can be written to `final`, or replace one there."""
+    files.require_free(final, overwrite=True)
+    if final.name.startswith("."):
+        raise UserError(f"output_dir = '{final}': is a hidden name, as unfinished work has. Choose another folder.")
+    if (final / manifest.MANIFEST).exists() and (kind := manifest.read(final).get("kind")) != "dataset":
+        raise UserError(
+            f"output_dir = '{final}': holds a {kind}, and only a dataset is replaced. Choose another folder."
+        )
 
 
 def why_not(final: Path, input_digest: str) -> str:
@@ -50,14 +63,16 @@ def why_not(final: Path, input_digest: str) -> str:
     same = any(
         folder == final and doc["facts"].get("input_digest") == input_digest for folder, doc in find(final.parent)
     )
-    why = f"is damaged: {manifest.problems_of(final)[0]}" if same else "exists, made from other input or settings."
+    other = "exists, made from other input or settings." if any(final.iterdir()) else "exists."
+    why = f"is damaged: {manifest.problems_of(final)[0]}" if same else other
     return f"output_dir = '{final}': {why} Choose another folder, or say overwrite=true to replace it."
 
 
 def missing_parents(folder: Path, document: dict[str, Any]) -> list[Path]:
-    """Raw files and parents of a dataset that are not where its manifest says."""
-    paths = [Path(os.path.normpath(folder / record["path"])) for record in document["sources"] + document["parents"]]
-    return [path for path in paths if not path.exists()]
+    """Raw files and parents of a dataset that are not where its manifest says, as its folder is named or truly lies."""
+    records = document["sources"] + document["parents"]
+    named, true = ([Path(os.path.normpath(at / each["path"])) for each in records] for at in (folder, folder.resolve()))
+    return [path for path, other in zip(named, true, strict=True) if not path.exists() and not other.exists()]
 
 
 def take(prepared: Path, todo: plan.Plan, final: Path, *, parents: list[Any]) -> None:
@@ -68,10 +83,12 @@ def take(prepared: Path, todo: plan.Plan, final: Path, *, parents: list[Any]) ->
     if prepared == final:
         print(f"nothing to do: the same input and settings are prepared in {final}")
         print(f"manifest {files.sha256_file(final / manifest.MANIFEST)}")
-        shutil.rmtree(todo.work)
+        files.remove_folder(todo.work)
         return
     print(f"the same input and settings are prepared in {prepared}; its files are taken")
-    folder = todo.work / "dataset"
+    folder = todo.work / "taken"  # apart from what is written, which must not go through a link
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for path in prepared.iterdir():
         if path.name in (manifest.MANIFEST, manifest.SUMS, manifest.CONFIG, dataset.REPORT_JSON, dataset.REPORT_PAGE):
             continue
@@ -86,7 +103,7 @@ def take(prepared: Path, todo: plan.Plan, final: Path, *, parents: list[Any]) ->
         {**record, "path": str(facts.raw.path)}
         for record, facts in zip(document["sources"], todo.inventory, strict=True)
     ]
-    digest = dataset.seal(todo, final, parents=parents, sources=read, facts=document["facts"])
+    digest = dataset.seal(todo, folder, final, parents=parents, sources=read, facts=document["facts"])
     dataset.print_summary(final, document["facts"])
     print(f"dataset  {final}\nmanifest {digest}")
 
@@ -121,18 +138,21 @@ def print_split(folder: Path, split: str, *, verify: bool) -> int:
 
 
 def collect_garbage(parent: Path, *, dry_run: bool) -> int:
-    """Remove the datasets in `parent` whose raw files or tokenizer are gone, and work that was left unfinished.
+    """Remove the datasets in `parent` whose raw files or tokenizer are gone, and what killed processes have left.
 
     Returns the exit code.
     """
-    gone = [
+    gone = (
         (folder, describe(folder, document)) for folder, document in find(parent) if missing_parents(folder, document)
-    ]
-    gone += [(work, f"unfinished: {work}") for work in find_partial(parent)]
-    freed = sum(path.stat().st_size for folder, _ in gone for path in folder.rglob("*") if path.is_file())
-    for folder, line in gone:
+    )
+    unfinished = ((work, f"unfinished: {work}") for work in find_partial(parent))
+    trash = ((path, f"half deleted: {path}") for path in sorted(parent.glob(f"{files.TRASH_PREFIX}*")))
+    num_folders = freed = 0
+    for folder, line in itertools.chain(gone, unfinished, trash):
         print(line)
+        num_folders += 1
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if not dry_run:
             files.remove_folder(folder)
-    print(f"{len(gone)} folders, {freed:,} bytes {'would be removed' if dry_run else 'removed'}")
+    print(f"{num_folders} folders, {freed:,} bytes {'would be removed' if dry_run else 'removed'}")
     return 0

@@ -42,8 +42,9 @@ def require_splits(config: PrepareConfig, raw_files: list[RawFile]) -> None:
         what = f"at most {duplicates.REMOVED - 1} splits are possible, and none may be called removed."
         problems.append(config.problem("sources" if given else "split.ratios", what))
     for name in split_names(config):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            what = f"{name!r} names no split, because files are named after it. Use letters, digits, '_', '.' and '-'."
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            mend = "Use up to 100 letters, digits, '_', '.' and '-'."
+            what = f"{name!r} names no split, because files are named after it. {mend}"
             problems.append(config.problem("sources" if given else "split.ratios", what))
     for index, source in enumerate(config.sources):
         if given and source.split is None:
@@ -70,12 +71,16 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
     Raises: UserError if there is no record, too many bad ones, or an empty split.
     """
     folder = plan.work / "dataset"
-    markers = [json.loads(plan.path("units", unit, ".json").read_bytes()) for unit in range(len(plan.units))]
     bad: Counter[str] = Counter()
-    for marker in markers:
+    counts = []  # (records, bad records) of each unit
+    merged = {split: tally.merge([]) for split in plan.names}
+    for unit in range(len(plan.units)):  # one marker at a time: with their examples they are large together
+        marker = json.loads(plan.path("units", unit, ".json").read_bytes())
         bad.update(marker["bad_by_reason"])
+        counts.append((marker["num_records"], sum(marker["bad_by_reason"].values())))
+        merged = {split: tally.merge([merged[split], marker["splits"][split]]) for split in plan.names}
     _join(folder / QUARANTINE, [plan.path("units", unit, ".bad.jsonl") for unit in range(len(plan.units))])
-    num_records = sum(marker["num_records"] for marker in markers)
+    num_records = sum(count for count, _ in counts)
     _require_records(plan, num_records, bad, folder / QUARANTINE)
     with open(folder / DUPLICATES, "w", encoding="utf-8") as listing:
         members, repeated = duplicates.count(plan.runs("units"), plan.names, place=plan.place, listing=listing)
@@ -85,14 +90,9 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
     repeated["near"] = json.loads(decision.read_bytes())["near"] if decision.exists() else None
     if repeated["near"] is not None:
         shutil.copyfile(plan.work / "near.jsonl", folder / NEAR)
-    splits = {}
-    examples = {}
-    for split in plan.names:
-        merged = tally.merge(marker["splits"][split] for marker in markers)
-        splits[split] = {**members[split].facts(), **_split_facts(folder, split, merged)}
-        examples[split] = [example for _, example in merged["examples"]]
+    splits = {split: {**members[split].facts(), **_split_facts(folder, split, merged[split])} for split in plan.names}
     _require_splits_filled(plan.config, splits, num_records)
-    sources = _sources(plan, markers)
+    sources = _sources(plan, counts)
     facts = {
         "input_digest": plan.input_digest,
         "num_records": num_records,
@@ -123,7 +123,7 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
         "sources": sources,
         "splits": splits,
         "duplicates": {**repeated, "listed_in": DUPLICATES if repeated["num_groups"] else None},
-        "examples": examples,
+        "examples": {split: [example for _, example in merged[split]["examples"]] for split in plan.names},
         "quarantine": _first_bad(folder / QUARANTINE, facts["num_bad"]),
     }
     if not bad:
@@ -168,10 +168,11 @@ def _split_facts(folder: Path, split: str, merged: dict[str, Any]) -> dict[str, 
     }
 
 
-def _sources(plan: Plan, markers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sources(plan: Plan, counts: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """How the manifest records the raw files, from (records, bad records) of each unit."""
     result, unit = [], 0
     for facts in plan.inventory:
-        mine = markers[unit : unit + len(facts.units)]
+        mine = counts[unit : unit + len(facts.units)]
         unit += len(facts.units)
         result.append(
             {
@@ -179,8 +180,8 @@ def _sources(plan: Plan, markers: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "format": facts.raw.format,
                 "size": facts.size,
                 "sha256": facts.sha256,
-                "num_records": sum(marker["num_records"] for marker in mine),
-                "num_bad": sum(sum(marker["bad_by_reason"].values()) for marker in mine),
+                "num_records": sum(good for good, _ in mine),
+                "num_bad": sum(bad for _, bad in mine),
             }
         )
     return result
@@ -208,9 +209,10 @@ def _require_splits_filled(config: PrepareConfig, splits: dict[str, Any], num_re
         raise UserError(config.problem("sources" if given else "split.ratios", what))
 
 
-def seal(plan: Plan, final: Path, *, parents: list[Any], sources: list[Any], facts: dict[str, Any]) -> str:
-    """Write the manifest, give the folder its final name and remove the work folder; returns the manifest digest."""
-    folder = plan.work / "dataset"
+def seal(
+    plan: Plan, folder: Path, final: Path, *, parents: list[Any], sources: list[Any], facts: dict[str, Any]
+) -> str:
+    """Write the manifest, give `folder` its final name and remove the work folder; returns the manifest digest."""
     digest = manifest.seal(
         folder,
         kind="dataset",
@@ -222,7 +224,7 @@ def seal(plan: Plan, final: Path, *, parents: list[Any], sources: list[Any], fac
         facts=facts,
     )
     files.take_name(folder, final)
-    shutil.rmtree(plan.work)
+    files.remove_folder(plan.work)
     return digest
 
 

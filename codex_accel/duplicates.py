@@ -51,7 +51,8 @@ class RunWriter:
             self._flush()
 
     def _flush(self) -> None:
-        found = np.sort(np.concatenate(self._pending), order=("high", "low", "index"))
+        found = np.concatenate(self._pending)
+        found = found[np.lexsort([found["low"], found["high"]])]  # stable, so in order of the index
         files.write_durable(self.folder / f"{self.unit:05d}-{self._num_runs:04d}.run", found.tobytes())
         self._num_before += self._num_pending
         self._num_runs += 1
@@ -83,7 +84,8 @@ def ranges(runs: Sequence[Path]) -> Iterator[np.ndarray]:
                 stream.seek(starts[place] * ENTRY.itemsize)
                 pieces.append(np.fromfile(stream, dtype=ENTRY, count=stop - starts[place]))
             starts[place] = stop
-        yield np.sort(np.concatenate(pieces), order=("high", "low", "unit", "index"))
+        found = np.concatenate(pieces)
+        yield found[np.lexsort([found[name] for name in ("index", "unit", "low", "high")])]
 
 
 def _first_at_least(run: BinaryIO, head: int) -> int:

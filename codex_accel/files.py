@@ -105,7 +105,12 @@ def require_free(final: Path, *, overwrite: bool) -> None:
     """Raise UserError now, before any work, if `final` exists and may not be replaced, or cannot be written."""
     if final.exists() and not overwrite:
         raise UserError(f"output_dir = '{final}': exists. Choose another folder, or say overwrite=true to replace it.")
-    if not final.name or final.name == ".." or final.is_symlink() or (final.exists() and not final.is_dir()):
+    if (
+        not final.name
+        or final.name == ".."
+        or final.is_symlink()
+        or (final.exists() and (not final.is_dir() or os.path.ismount(final)))
+    ):
         raise UserError(f"output_dir = '{final}': is not a plain folder with a name. Choose another folder.")
     if final.exists() and any(final.iterdir()) and not (final / "manifest.json").exists():
         raise UserError(f"output_dir = '{final}': holds files that no stage made. Choose another folder.")

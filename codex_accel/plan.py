@@ -15,6 +15,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from codex_accel.workers import Workers
 
 VERSION = 2  # of the bytes that a preparation writes: another one is another input digest
 WORK_PREFIX = ".partial-"  # of the work folder, which lies beside the dataset
+OF_UNIT = {"survey": r"(\d+)[-.]", "units": r"(\d+)[-.]", "dataset": r".*-(\d+)\.arrow"}  # names of a unit's files
 BLOCK_RECORDS, BLOCK_CHARACTERS = 4096, 1 << 20  # read and tokenized at once, whichever is reached first
 # Keys that do not change what a unit gives, and those whose content is digested apart.
 NOT_INPUT = {
@@ -54,11 +56,6 @@ class Plan:
     def units(self) -> list[Unit]:
         """Every unit, in order of the files."""
         return [unit for facts in self.inventory for unit in facts.units]
-
-    @property
-    def num_bytes(self) -> int:
-        """Raw bytes in all."""
-        return sum(facts.size for facts in self.inventory)
 
     def path(self, folder: str, unit: int, suffix: str) -> Path:
         """File of a unit in a folder of the work folder."""
@@ -85,14 +82,21 @@ class Plan:
 
 def lock(work: Path) -> Any:
     """Keep every other preparation out of `work` for as long as the returned file is open."""
-    work.mkdir(parents=True, exist_ok=True)
-    stream = open(work / ".lock", "a+")  # noqa: SIM115  kept open for as long as the work lasts
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        holder = stream.read().strip() or "another process"
-        raise UserError(f"{work}: {holder} prepares this dataset now. Wait for it, or stop it.") from error
+    path, is_held = work / ".lock", False
+    while not is_held:
+        work.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "a+")  # noqa: SIM115  kept open for as long as the work lasts
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            raise UserError(f"{work}: {holder} prepares this dataset now. Wait for it, or stop it.") from error
+        # Its last holder may have removed it, with the folder, after it was opened here.
+        is_held = path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat())
+        if not is_held:
+            stream.close()
     stream.truncate(0)
     stream.write(f"process {os.getpid()} on {os.uname().nodename}")
     stream.flush()
@@ -151,14 +155,26 @@ def start_or_go_on(plan: Plan) -> int:
     """Keep the finished units of the same input and settings, remove all else; returns how many there are."""
     document = {"input_digest": plan.input_digest}
     path = plan.work / "plan.json"
-    if not path.exists() or json.loads(path.read_bytes()) != document:
-        for folder in ("survey", "units", "dataset"):
-            shutil.rmtree(plan.work / folder, ignore_errors=True)
+    is_whole = path.exists() and (plan.work / "dataset").is_dir()  # it gets another name when all is done
+    if not is_whole or json.loads(path.read_bytes()) != document:
+        path.unlink(missing_ok=True)  # first, so that nobody goes on with what is half removed
+        files.fsync_path(plan.work)
+        for folder in OF_UNIT:
+            if (plan.work / folder).exists():
+                shutil.rmtree(plan.work / folder)
         (plan.work / "decision.json").unlink(missing_ok=True)
         files.write_durable(path, json.dumps(document).encode())
-    for folder in ("survey", "units", "dataset"):
+    for folder in OF_UNIT:
         (plan.work / folder).mkdir(exist_ok=True)
-    return sum(plan.path("units", unit, ".json").exists() for unit in range(len(plan.units)))
+    surveyed = {path.stem for path in (plan.work / "survey").glob("*.json")}
+    done = {path.stem for path in (plan.work / "units").glob("*.json")}
+    for folder, pattern in OF_UNIT.items():
+        whole = surveyed if folder == "survey" else done
+        for path in (plan.work / folder).iterdir():
+            unit = re.match(pattern, path.name)
+            if unit is None or unit[1] not in whole:
+                path.unlink()
+    return len(done)
 
 
 def renders(raw_files: Sequence[RawFile], tokenizer: Tokenizer) -> dict[str | None, Render]:
@@ -203,6 +219,9 @@ def blocks(reader: Reader) -> Iterator[list[Record | BadRecord]]:
         yield block
 
 
-def done_bytes(plan: Plan, folder: str) -> int:
-    """Raw bytes of the units that any process has finished."""
-    return sum(unit.num_bytes for number, unit in enumerate(plan.units) if plan.path(folder, number, ".json").exists())
+def share(plan: Plan, workers: Workers, folder: str) -> tuple[list[int], int, int]:
+    """This process's units without a marker in `folder`; raw bytes of all of its units, and of those with one."""
+    mine = range(workers.process, len(plan.units), workers.num_processes)
+    left = [unit for unit in mine if not plan.path(folder, unit, ".json").exists()]
+    total = sum(plan.units[unit].num_bytes for unit in mine)
+    return left, total, total - sum(plan.units[unit].num_bytes for unit in left)

@@ -244,7 +244,9 @@ class PrepareConfig(StageConfig):
         description="Treat records as duplicates too if an earlier one has this Jaccard similarity of 5-word shingles, "
         "by MinHash; null: not looked for",
     )
-    unit_bytes: Positive = Field(64 * 2**20, description="Input that goes into one set of shards; bytes of a file")
+    unit_bytes: Annotated[int, Field(gt=0, le=1 << 60)] = Field(
+        64 * 2**20, description="Input that goes into one set of shards; bytes of a file"
+    )
     num_threads: Positive | None = Field(
         None, description="Threads that tokenize, in each process; null: the cores shared among the processes"
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from codex_accel import documents, duplicates, files, progress, tokens
 from codex_accel.errors import UserError
-from codex_accel.plan import Plan, blocks, done_bytes
+from codex_accel.plan import Plan, blocks, share
 from codex_accel.records import BadRecord, Record
 from codex_accel.survey import Assign
 from codex_accel.tally import Tally
@@ -25,13 +25,15 @@ from codex_accel.workers import Workers
 
 def write_units(plan: Plan, workers: Workers, tokenizer: Tokenizer, assign: Assign) -> None:
     """Tokenize and write every unit of this process that has no marker yet."""
+    left, total, done = share(plan, workers, "units")
     with (
         concurrent.futures.ThreadPoolExecutor(workers.num_threads) as pool,
-        progress.bar("prepare", total=plan.num_bytes, unit="bytes") as show,
+        progress.bar("prepare", total=total, done=done, unit="bytes") as show,
     ):
-        for number in range(workers.process, len(plan.units), workers.num_processes):
-            if not plan.path("units", number, ".json").exists():
-                _Unit(plan, number, tokenizer).write(assign, pool, num_threads=workers.num_threads, show=show)
+        for number in left:
+            unit = _Unit(plan, number, tokenizer)
+            unit.write(assign, pool, num_threads=workers.num_threads, show=show, before=done)
+            done += plan.units[number].num_bytes
 
 
 class _Unit:
@@ -46,11 +48,17 @@ class _Unit:
         self.bad: Counter[str] = Counter()
 
     def write(
-        self, assign: Assign, pool: concurrent.futures.Executor, *, num_threads: int, show: Callable[[int, str], None]
+        self,
+        assign: Assign,
+        pool: concurrent.futures.Executor,
+        *,
+        num_threads: int,
+        show: Callable[[int, str], None],
+        before: int,
     ) -> None:
         """Read, tokenize on the pool's threads, write in order; the marker comes last."""
         plan, config = self.plan, self.plan.config
-        reader, before = plan.read(self.number), done_bytes(plan, "units")
+        reader = plan.read(self.number)
         waiting: collections.deque[tuple[list[Record], list[int], Any]] = collections.deque()
         with open(plan.path("units", self.number, ".bad.jsonl"), "w", encoding="utf-8") as quarantine:
             for block in blocks(reader):

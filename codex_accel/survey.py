@@ -16,7 +16,7 @@ import numpy as np
 
 from codex_accel import duplicates, files, near_duplicates, progress, splits
 from codex_accel.errors import UserError
-from codex_accel.plan import Plan, blocks, done_bytes
+from codex_accel.plan import Plan, blocks, share
 from codex_accel.records import Record
 from codex_accel.schema import PrepareConfig
 from codex_accel.workers import Workers
@@ -34,17 +34,18 @@ def needs_survey(config: PrepareConfig) -> bool:
 
 def survey(plan: Plan, workers: Workers) -> None:
     """Read every unit once and leave the ids of its records, and their MinHash signatures if they are asked for."""
-    with progress.bar("survey", total=plan.num_bytes, unit="bytes") as show:
-        for number in range(workers.process, len(plan.units), workers.num_processes):
-            if not plan.path("survey", number, ".json").exists():
-                _survey_unit(plan, number, show)
+    left, total, done = share(plan, workers, "survey")
+    with progress.bar("survey", total=total, done=done, unit="bytes") as show:
+        for number in left:
+            _survey_unit(plan, number, show, before=done)
+            done += plan.units[number].num_bytes
 
 
-def _survey_unit(plan: Plan, number: int, show: Callable[[int, str], None]) -> None:
-    before = done_bytes(plan, "survey")
+def _survey_unit(plan: Plan, number: int, show: Callable[[int, str], None], *, before: int) -> None:
     reader, runs = plan.read(number), duplicates.RunWriter(plan.work / "survey", number)
     split = plan.names.index(str(plan.units[number].raw.source.split)) if plan.config.split.method == "given" else 0
-    with open(plan.path("survey", number, ".minhash"), "wb") as signatures:
+    minhash = plan.path("survey", number, ".minhash")
+    with open(minhash, "wb") as signatures:
         for block in blocks(reader):
             good = [item for item in block if isinstance(item, Record)]
             runs.add([record.id for record in good], [record.line for record in good], [split] * len(good))
@@ -52,6 +53,7 @@ def _survey_unit(plan: Plan, number: int, show: Callable[[int, str], None]) -> N
                 texts = ["\n".join(part.text for part in record.parts) for record in good]
                 near_duplicates.signatures(texts).tofile(signatures)
             show(before + reader.num_bytes, "")
+    files.fsync_path(minhash)
     runs.close()
     files.write_durable(plan.path("survey", number, ".json"), b"{}")
 
@@ -148,7 +150,9 @@ def assignment(plan: Plan) -> Assign:
     def assign(records: list[Record], unit: int, first: int) -> tuple[list[Record], list[int]]:
         gone = gone_of(unit)
         indices = np.arange(first, first + len(records))
-        is_gone = np.isin(indices, gone)
+        is_gone = np.zeros(len(records), dtype=bool)
+        low, high = np.searchsorted(gone, [first, first + len(records)])  # they may be millions, so none is looked at
+        is_gone[gone[low:high] - first] = True
         if is_single:
             return _cut(plan, records, is_gone.tolist())
         numbers = np.array(numbers_of(records, unit, indices, gone))

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from codex_accel import byte_pairs, files
+from codex_accel import byte_pairs, files, pieces
 from codex_accel.errors import UserError
 
 PAYLOAD = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")  # the last for type sentencepiece only
@@ -64,9 +64,14 @@ class Tokenizer:
     @functools.cached_property
     def _cut(self) -> re.Pattern[str] | None:
         """Where `tokenizers` may get a long text in pieces and the ids stay the same; None: nowhere that is known."""
+        assert self.backend is not None
+        if not all(token.special for token in self.backend.get_added_tokens_decoder().values()):
+            return None  # such a token is found in the text before it is cut into words, and may hold a space
         settings = _settings_without_vocabulary(self.backend)
         if settings["normalizer"] is None and settings["pre_tokenizer"] == EACH_CHARACTER:
             return re.compile("")
+        if (settings["normalizer"], settings["pre_tokenizer"]) == (SPACE_SIGN, None):
+            return re.compile("\n") if _breaks_at_lines(self.backend) else None
         return byte_pairs.CUT if byte_pairs.pattern_of(settings) else None
 
     @property
@@ -99,33 +104,29 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], *, continued: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The same ids as `encode`, all in one array (N,) of unsigned integers, and how many each text has, int64 (T,).
 
-        `continued` (T,) tells which texts go on where another ended: a tokenizer that begins each text with a space
-        of its own begins those without. Runs on the calling thread alone and leaves the interpreter to others, so
-        threads give the parallelism.
+        `continued` (T,) tells which texts go on where the one before ended: a tokenizer that begins each text with a
+        space of its own begins those without, unless it has just dropped the space that stands there. Runs on the
+        calling thread alone and leaves the interpreter to others, so threads give the parallelism.
         """
         if continued is not None and continued.any() and self._without_prefix is not None:
-            return _merge(
-                continued,
-                self.encode_batch([text for text, goes_on in zip(texts, continued, strict=True) if not goes_on]),
-                self._without_prefix.encode_batch(
-                    [text for text, goes_on in zip(texts, continued, strict=True) if goes_on]
-                ),
-            )
+            bare = continued & ~_after_space(texts) if self._strips else continued
+            with_prefix, without = (list(itertools.compress(texts, chosen)) for chosen in (~bare, bare))
+            return _merge(bare, self.encode_batch(with_prefix), self._without_prefix.encode_batch(without))
         if self.processor is None and not isinstance(self._fast, str):
             return byte_pairs.encode_batch(self._fast, texts)
         dtype = byte_pairs.dtype_for(self.vocab_size)
         if self.processor is not None:
-            return byte_pairs.in_blocks(texts, None, self._encode_pieces, dtype=dtype)
+            return byte_pairs.in_blocks(texts, None, self._encode_block, dtype=dtype)
         assert self.backend is not None
         backend = self.backend
         return byte_pairs.in_blocks(
-            texts, self._cut, lambda pieces: byte_pairs.encode_slowly(backend, pieces), dtype=dtype
+            texts, self._cut, lambda block: byte_pairs.encode_slowly(backend, block), dtype=dtype
         )
 
-    def _encode_pieces(self, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the pieces by sentencepiece, and the number of each."""
+    def _encode_block(self, block: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the texts by sentencepiece, and the number of each."""
         assert self.processor is not None
-        found = self.processor.encode(pieces, num_threads=1)
+        found = self.processor.encode(block, num_threads=1)
         counts = np.array([len(ids) for ids in found], np.int64)
         return np.fromiter(itertools.chain.from_iterable(found), np.uint32, count=int(counts.sum())), counts
 
@@ -142,6 +143,14 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(changed))
         backend.encode_special_tokens = True
         return dataclasses.replace(self, backend=backend)
+
+    @functools.cached_property
+    def _strips(self) -> bool:
+        """Whether white space at both ends of a text is dropped."""
+        if self.processor is not None:
+            return _model_of(self.processor).normalizer_spec.remove_extra_whitespaces
+        settings = _settings_without_vocabulary(self.backend)
+        return any(step["type"] == "Strip" and step["strip_left"] for step in _steps(settings["normalizer"]))
 
     def check_on(self, texts: list[str]) -> str:
         """Compare the fast path with `tokenizers` on these texts; at the first difference it is left for good.
@@ -190,27 +199,55 @@ def _merge(
     return ids, counts
 
 
+def _after_space(texts: list[str]) -> np.ndarray:
+    """Booleans (T,): which texts begin with white space, or follow one that ends with it."""
+    begins = np.array([text[:1].isspace() for text in texts])
+    ends = np.array([text[-1:].isspace() for text in texts])
+    return begins | np.append(False, ends[:-1])
+
+
 def _bare(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer of tokenizer.json without the space that it puts before a text."""
+    """A normalizer or pre-tokenizer of tokenizer.json without the space that it puts before a text.
+
+    What puts one before every word, after another step has cut the text into words, stays: it stands for the spaces
+    between them.
+    """
     if step is None or step["type"] == "Prepend":
         return None
     if step["type"] == "Metaspace":
         return {**step, "prepend_scheme": "never"}
     if step["type"] == "ByteLevel":
         return {**step, "add_prefix_space": False}
+    if step["type"] == "Sequence" and "normalizers" in step:
+        return {**step, "normalizers": [bare for inner in step["normalizers"] if (bare := _bare(inner)) is not None]}
     if step["type"] == "Sequence":
-        name = "normalizers" if "normalizers" in step else "pretokenizers"
-        return {**step, name: [bare for inner in step[name] if (bare := _bare(inner)) is not None]}
+        first, *others = step["pretokenizers"] or [None]
+        others = [_bare(inner) if inner.get("prepend_scheme") == "first" else inner for inner in others]
+        return {**step, "pretokenizers": [inner for inner in (_bare(first), *others) if inner is not None]}
     return step
 
 
-def _without_dummy_prefix(loaded: Tokenizer) -> Tokenizer | None:
+def _steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """A normalizer of tokenizer.json, or those that it is a sequence of."""
+    if step is not None and step["type"] == "Sequence":
+        for inner in step["normalizers"]:
+            yield from _steps(inner)
+    elif step is not None:
+        yield step
+
+
+def _model_of(processor: sentencepiece.SentencePieceProcessor) -> Any:
+    """The protocol buffer of a sentencepiece model."""
     from sentencepiece import sentencepiece_model_pb2
 
-    assert loaded.processor is not None
-    model = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]  # made at run time
-        loaded.processor.serialized_model_proto()
+    return sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]  # made at run time
+        processor.serialized_model_proto()
     )
+
+
+def _without_dummy_prefix(loaded: Tokenizer) -> Tokenizer | None:
+    assert loaded.processor is not None
+    model = _model_of(loaded.processor)
     if not model.normalizer_spec.add_dummy_prefix:
         return None
     model.normalizer_spec.add_dummy_prefix = False
@@ -219,6 +256,21 @@ def _without_dummy_prefix(loaded: Tokenizer) -> Tokenizer | None:
 
 
 EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+SPACE_SIGN = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+
+
+def _breaks_at_lines(backend: tokenizers.Tokenizer) -> bool:
+    """Whether a line end is always a byte token by itself, so that the text before and after it get ids of their own.
+
+    So it is in models of type sentencepiece. Of others the sums of scores may differ in the last bit, where a tie is
+    broken otherwise.
+    """
+    model = json.loads(backend.to_str())["model"]
+    pairs = model["vocab"].items() if isinstance(model["vocab"], dict) else model["vocab"]
+    tokens = {token for token, _ in pairs}
+    has_bytes = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in tokens for byte in range(256))
+    is_exact = model["type"] == "BPE" or all((score * pieces.SCORE_STEPS).is_integer() for _, score in pairs)
+    return bool(has_bytes) and is_exact and not any("\n" in token for token in tokens)
 
 
 def _settings_without_vocabulary(backend: tokenizers.Tokenizer | None) -> dict[str, Any]:
@@ -267,16 +319,19 @@ def load(path: Path, *, key: str = "tokenizer") -> Tokenizer:
     if not found:
         what = "has no tokenizer.json, no vocab.json with merges.txt and no tokenizer.model."
         raise UserError(f"{key} = '{path}': {what} Give a folder made by train_tokenizer.")
+    is_whole = found[0].name == "tokenizer.json"
     try:
         if found[0].suffix == ".model":
             return _load_sentencepiece(path, found[0])
-        is_whole = found[0].name == "tokenizer.json"
         backend = tokenizers.Tokenizer.from_file(str(found[0])) if is_whole else _load_gpt2(path)
-        settings = settings_of(path)
-        named = {role: _name(settings.get(f"{role}_token")) for role in ROLES}
-        template = chat_template_of(path, settings)
+    except UserError:
+        raise
     except Exception as error:  # the libraries raise bare Exception
-        raise UserError(f"{found[0]}: is not a tokenizer ({error}).") from error
+        names = " with ".join(str(file) for file in found)
+        raise UserError(f"{names}: is not a tokenizer ({error}). Copy the folder again, or train one.") from error
+    settings = settings_of(path)
+    named = {role: _name(settings.get(f"{role}_token"), path, role) for role in ROLES}
+    template = chat_template_of(path, settings)
     if not is_whole and not settings and backend.token_to_id(GPT2_END) is not None:
         named = {"bos": GPT2_END, "eos": GPT2_END, "pad": None, "unk": None}
     backend.encode_special_tokens = True
@@ -303,31 +358,51 @@ def _load_sentencepiece(path: Path, file: Path) -> Tokenizer:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
     ids = {role: getattr(processor, f"{role}_id")() for role in ROLES}
     bos, eos, pad, unk = (ids[role] if ids[role] >= 0 else None for role in ROLES)
-    pieces = range(processor.get_piece_size())
-    special = {processor.id_to_piece(i): i for i in pieces if processor.is_control(i) or processor.is_unknown(i)}
+    all_ids = range(processor.get_piece_size())
+    special = {processor.id_to_piece(i): i for i in all_ids if processor.is_control(i) or processor.is_unknown(i)}
     template = chat_template_of(path, settings_of(path)) if path.is_dir() else None
     return Tokenizer(path, None, bos, eos, pad, unk, special, template, processor)
 
 
+SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the second over the first, which is older
+
+
 def settings_of(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, over the older special_tokens_map.json."""
+    """What the files of `SETTINGS` say. Raises: UserError if one of them is no JSON object."""
     settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            settings |= json.loads((folder / name).read_text(encoding="utf-8"))
+    for path in (folder / name for name in SETTINGS):
+        if path.is_file():
+            try:
+                settings |= dict(json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}: is no JSON object ({error}). Copy the folder again, or train one.") from error
     return settings
 
 
-def _name(value: Any) -> str | None:
-    """A special token as these files write it: its text, or an object with it."""
-    return value["content"] if isinstance(value, dict) else value
+def _name(value: Any, folder: Path, role: str) -> str | None:
+    """A special token as these files write it: its text, or an object with it. Raises: UserError if it is neither."""
+    name = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(name, str | None) or (name is None and value is not None):
+        what = f"{role}_token = {value!r} is no text. Write the token's name, or an object with its content."
+        raise UserError(f"{folder / SETTINGS[1]}: {what}")
+    return name
 
 
 def chat_template_of(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template of a folder: chat_template.jinja, else the (default) one in tokenizer_config.json."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    """The chat template of a folder: chat_template.jinja, else the (default) one in its settings.
+
+    Raises: UserError if it is no text.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 ({error.reason}). Convert it.") from error
     found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
+        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+    if not isinstance(found, str | None):
+        what = "chat_template is neither a text nor a list of templates with names. Mend it or remove it."
+        raise UserError(f"{folder / SETTINGS[1]}: {what}")
     return found

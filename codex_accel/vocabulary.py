@@ -3,9 +3,7 @@
 Rule: the same texts in the same order, with the same settings, give the same bytes, in any process and under any path.
 """
 
-import hashlib
 import heapq
-import io
 import json
 import re
 from collections import Counter
@@ -18,7 +16,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from codex_accel import byte_pairs, files, seeds
+from codex_accel import byte_pairs, files, pieces
 from codex_accel.errors import UserError
 from codex_accel.records import Part
 from codex_accel.schema import TokenizerConfig
@@ -28,16 +26,10 @@ VERSION = 2  # of what a training writes: another one is another input digest
 # Keys that do not change what a training gives, and those whose content is digested apart.
 NOT_INPUT = {"output_dir", "overwrite", "dry_run", "sources", "verify", "allow_network"}
 
-NUM_THREADS = 4  # of sentencepiece, whose bytes depend on it
 MAX_WORDS = 1 << 21  # distinct words that unigram counts at once, about 300 MB
-MAX_BYTES_COUNTED = (
-    16 << 20
-)  # sentencepiece writes each word out as often as it counts: 20 to 30 bytes of memory a byte
+# sentencepiece writes each word out as often as it counts, at 20 to 30 bytes of memory a byte.
+MAX_BYTES_COUNTED = 16 << 20
 MAX_PIECE_LENGTH = 32  # bytes of a unigram token; sentencepiece's own 16 are eight letters of Cyrillic
-MAX_SENTENCE = 8192  # characters of what sentencepiece takes at once
-RESERVED = re.compile("[\0\t\r\n\u2585]")  # characters that sentencepiece keeps for itself: never inside of a token
-UNREACHABLE = -1e6  # score of a token that text must not make: any other way to cover a text is better
-SCORE_STEPS = 64  # to a nat; see _round_scores
 
 NORMALIZERS = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 
@@ -79,22 +71,29 @@ def _has_unk(config: TokenizerConfig) -> bool:
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Trained:
     """A tokenizer of the configured type, trained on `texts`, which are read once.
 
-    Raises: UserError for a vocabulary too small, no text, and a special token whose name text would turn into it.
+    Raises: UserError for a vocabulary too small, no text to estimate from, and a special token that text would become.
     """
     names = special_names(config)
     trained = TRAINERS[config.type](config, texts, names)
     trained.backend.add_special_tokens(names)  # their ids, 0, 1, 2, ..., are given already; this marks them as special
     trained.backend.encode_special_tokens = True
-    for name in names:
-        if trained.backend.encode(name, add_special_tokens=False).tokens == [name]:
-            what = f"the text {name!r} alone makes this token. Choose a name that is no word of the data."
-            raise UserError(config.problem("special_tokens", what))
+    for number, name in enumerate(names):
+        if trained.backend.token_to_id(name) != number or _is_made_by_text(trained.backend, name):
+            what = f"the text {_text_of(trained.backend, name)!r} alone makes the token {name!r}."
+            raise UserError(config.problem("special_tokens", f"{what} Choose a name that is no word of the data."))
     return trained
 
 
-def _require_size(config: TokenizerConfig, needed: int) -> None:
-    if config.vocab_size < needed:
-        raise UserError(config.problem("vocab_size", f"{config.vocab_size} is too small: {needed} or more are needed."))
+def _is_made_by_text(backend: tokenizers.Tokenizer, name: str) -> bool:
+    """Whether a text becomes the token `name` alone: `name` itself, or on bytes what it spells, as Ġthe does " the"."""
+    if isinstance(backend.decoder, decoders.ByteLevel) and byte_pairs.bytes_of(name) is not None:
+        return [token.value for token in backend.model.tokenize(name)] == [name]
+    return backend.encode(name, add_special_tokens=False).tokens == [name]
+
+
+def _text_of(backend: tokenizers.Tokenizer, name: str) -> str:
+    data = byte_pairs.bytes_of(name) if isinstance(backend.decoder, decoders.ByteLevel) else None
+    return name if data is None else data.decode(errors="backslashreplace")
 
 
 def _on_bytes(config: TokenizerConfig, model: models.Model) -> tokenizers.Tokenizer:
@@ -112,7 +111,7 @@ def _on_bytes(config: TokenizerConfig, model: models.Model) -> tokenizers.Tokeni
 
 def _train_bpe(config: TokenizerConfig, texts: Iterable[str], special: list[str]) -> Trained:
     """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): any text has ids, so there is no unknown token."""
-    _require_size(config, len(special) + 256)
+    pieces.require_size(config, len(special) + 256)
     result = _on_bytes(config, models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -131,7 +130,7 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], special: list[str]
 def _train_char(config: TokenizerConfig, texts: Iterable[str], special: list[str]) -> Trained:
     """One id a character, in order of code points; the rarest ones beyond `vocab_size` become the unknown token."""
     normalizer = None if config.normalizer == "none" else NORMALIZERS[config.normalizer]()
-    _require_size(config, len(special) + 1)
+    pieces.require_size(config, len(special) + 1)
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text if normalizer is None else normalizer.normalize_str(text))
@@ -155,7 +154,7 @@ def _train_unigram(config: TokenizerConfig, texts: Iterable[str], special: list[
     sentencepiece does the estimation, on counts of words in the byte alphabet, because the trainer of `tokenizers`
     gives another vocabulary each time (0.23: three runs, three digests).
     """
-    _require_size(config, len(special) + 256)
+    pieces.require_size(config, len(special) + 256)
     normalizer = None if config.normalizer == "none" else NORMALIZERS[config.normalizer]()
     counts, num_pruned = count_words(
         texts if normalizer is None else map(normalizer.normalize_str, texts), PRE_TOKENIZERS[config.pre_tokenizer]()
@@ -164,7 +163,7 @@ def _train_unigram(config: TokenizerConfig, texts: Iterable[str], special: list[
     counts = shrink(counts, max_bytes=MAX_BYTES_COUNTED)
     counts.update(byte_pairs.BYTE_OF.keys())  # so that each byte is a token
     lines = (f"{word}\t{count}" for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    model = _estimate(
+    model = pieces.estimate(
         config,
         lines,
         model_type="unigram",
@@ -181,8 +180,8 @@ def _train_unigram(config: TokenizerConfig, texts: Iterable[str], special: list[
         split_by_number=False,
     )
     trained = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(1, trained.get_piece_size())]
-    vocabulary = [(name, UNREACHABLE) for name in special] + pieces
+    learned = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(1, trained.get_piece_size())]
+    vocabulary = [(name, pieces.UNREACHABLE) for name in special] + learned
     result = _on_bytes(config, models.Unigram(vocabulary, unk_id=None, byte_fallback=False))
     return Trained(result, facts={"num_words": num_words, "num_words_left_out": num_pruned})
 
@@ -206,8 +205,8 @@ def count_words(
     num_pruned = 0
     for text in _bounded(texts):
         for word, _ in cutter.pre_tokenize_str(text):
-            for start in range(0, len(word), MAX_SENTENCE):
-                counts[word[start : start + MAX_SENTENCE]] += 1
+            for start in range(0, len(word), pieces.MAX_SENTENCE):
+                counts[word[start : start + pieces.MAX_SENTENCE]] += 1
         if len(counts) > max_words:
             kept = heapq.nsmallest(max_words // 2, counts.items(), key=lambda item: (-item[1], item[0]))
             num_pruned += counts.total() - sum(count for _, count in kept)
@@ -231,13 +230,13 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str], special:
     stands for the space. Lines are trained on one by one: a line end, like a tab, is a byte and never part of a token.
     """
     fixed = len(special) + 256 * config.byte_fallback
-    _require_size(config, fixed + 1)
-    sentences, facts = draw(_sentences(texts), max_bytes=config.max_train_bytes, seed=config.seed)
+    pieces.require_size(config, fixed + 1)
+    sentences, facts = pieces.draw(pieces.sentences_of(texts), max_bytes=config.max_train_bytes, seed=config.seed)
     if not sentences:
         raise UserError(config.problem("sources", "hold no text to train on. Check the files."))
     pad, bos, eos, unk, *additional = special
     required = set("".join(special) + "<>x0123456789ABCDEF")  # so that the text "<0x41>" or "[EOS]" is characters
-    model = _estimate(
+    model = pieces.estimate(
         config,
         sentences,
         model_type=config.algorithm,
@@ -255,116 +254,8 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str], special:
         required_chars=re.sub(r"[\s\u2581\u2585]", "", "".join(sorted(required))),
         allow_whitespace_only_pieces=True,
     )
-    model = _round_scores(model) if config.algorithm == "unigram" else model
-    return Trained(as_tokenizer(model, algorithm=config.algorithm), model, facts)
-
-
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        for line in RESERVED.split(text):
-            for start in range(0, len(line), MAX_SENTENCE):
-                yield line[start : start + MAX_SENTENCE]
-
-
-def draw(sentences: Iterable[str], *, max_bytes: int, seed: int) -> tuple[list[str], dict[str, int]]:
-    """As many sentences as fit, in their order, and the counts: those whose hash of seed and place is smallest.
-
-    Every sentence is as likely as another, whatever its place, and no more than these are ever held.
-    """
-    kept: list[tuple[int, int, str]] = []  # (-hash, place, sentence): a heap with the largest hash on top
-    size = total = number = 0
-    key = seeds.derive(seed, "tokenizer", "sentences").to_bytes(8, "big")
-    for number, sentence in enumerate(sentences, 1):
-        place = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=8, key=key).digest()
-        heapq.heappush(kept, (-int.from_bytes(place, "big"), number, sentence))
-        num_bytes = len(sentence.encode())
-        size, total = size + num_bytes, total + num_bytes
-        while size > max_bytes:
-            size -= len(heapq.heappop(kept)[2].encode())
-    facts = {"num_lines": number, "num_lines_left_out": number - len(kept), "bytes_left_out": total - size}
-    return [sentence for _, _, sentence in sorted(kept, key=lambda item: item[1])], facts
-
-
-def _estimate(config: TokenizerConfig, sentences: Iterable[str], **options: Any) -> bytes:
-    """A model that sentencepiece trains on `sentences` as they are. Raises: UserError for too small a vocabulary."""
-    written = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=written,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            max_sentence_length=1 << 20,
-            num_threads=NUM_THREADS,
-            minloglevel=2,
-            **options,
-        )
-    except (RuntimeError, OSError) as error:
-        if found := re.search("smaller than required_chars. [0-9]+ vs ([0-9]+)", str(error)):
-            _require_size(config, int(found.group(1)))
-        reason = str(error).rpartition("] ")[2].strip(" .\n") or str(error)
-        what = f"{config.vocab_size}: sentencepiece cannot train with it ({reason}). Try another size, or more text."
-        raise UserError(config.problem("vocab_size", what)) from error
-    return written.getvalue()
-
-
-def _round_scores(model: bytes) -> bytes:
-    """The model with each score rounded to 1/64 nat.
-
-    sentencepiece adds up scores in 32-bit floats and `tokenizers` in 64-bit ones. Two ways to cut a run of `#` have the
-    same sum in another order, so rounding errors would decide. Multiples of 1/64 add up without an error in both as
-    long as the sum is below 262,144 nats (some 40,000 tokens), and then both take the same way.
-    """
-    from sentencepiece import sentencepiece_model_pb2
-
-    document = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    document.ParseFromString(model)
-    for piece in document.pieces:
-        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
-    return document.SerializeToString(deterministic=True)
-
-
-def as_tokenizer(model: bytes, *, algorithm: str) -> tokenizers.Tokenizer:
-    """The tokenizer of `tokenizers` that gives the ids of a sentencepiece model trained here.
-
-    sentencepiece makes control tokens and byte tokens of no text. `tokenizers` would: in Unigram their scores keep them
-    out, in BPE no merge leads to them.
-    """
-    trained = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = range(trained.get_piece_size())
-    pieces = [trained.id_to_piece(i) for i in ids]
-    is_text = [not (trained.is_control(i) or trained.is_unknown(i) or trained.is_byte(i)) for i in ids]
-    byte_fallback = any(map(trained.is_byte, ids))
-    scores = [trained.get_score(i) if is_text[i] else UNREACHABLE for i in ids]
-    if algorithm == "unigram":
-        backend: models.Model = models.Unigram(
-            list(zip(pieces, scores, strict=True)), unk_id=trained.unk_id(), byte_fallback=byte_fallback
-        )
-    else:
-        backend = models.BPE(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=_merges([piece for i, piece in enumerate(pieces) if is_text[i]]),
-            unk_token=pieces[trained.unk_id()],
-            fuse_unk=True,
-            byte_fallback=byte_fallback,
-        )
-    result = tokenizers.Tokenizer(backend)
-    result.normalizer = normalizers.Replace(" ", "\u2581")
-    result.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return result
-
-
-def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """Every way to make each piece of two others, in the order of the pieces, which is that of their scores."""
-    place = {piece: number for number, piece in enumerate(pieces)}
-    result = []
-    for piece in pieces:
-        ways = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        possible = [(left, right) for left, right in ways if left in place and right in place]
-        result += sorted(possible, key=lambda pair: (place[pair[0]], place[pair[1]]))
-    return result
+    model = pieces.round_scores(model) if config.algorithm == "unigram" else model
+    return Trained(pieces.as_tokenizer(model, algorithm=config.algorithm), model, facts)
 
 
 TRAINERS: dict[str, Callable[[TokenizerConfig, Iterable[str], list[str]], Trained]] = {

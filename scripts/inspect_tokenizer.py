@@ -90,6 +90,11 @@ def encode(config: InspectConfig) -> int:
     """Print the ids of each text, one text a line."""
     from codex_accel import tokenizer
 
+    if config.text is not None and not config.text.isascii():
+        try:
+            config.text.encode()
+        except UnicodeEncodeError:  # how Python hands over the bytes of an argument that are not UTF-8
+            raise UserError(config.problem("text", "is not UTF-8. Convert it, or write it in UTF-8.")) from None
     loaded = tokenizer.load(Path(config.tokenizer or ""))
     for text in _lines() if config.text is None else [config.text]:
         print(*loaded.encode([text])[0])
@@ -114,7 +119,7 @@ def _ids() -> Iterator[list[int]]:
     for number, line in enumerate(_lines(), 1):
         try:
             ids = json.loads(line) if line.lstrip().startswith("[") else [int(word) for word in line.split()]
-        except ValueError:
+        except (ValueError, RecursionError):  # the second from a thousand brackets
             ids = None
         if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
             raise UserError(f"standard input:{number}: is no list of ids. Write such as 12 5 7, or [12, 5, 7].")

@@ -11,7 +11,6 @@ preparation that is killed goes on where it was, whole shards at a time; any num
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return catalog.collect_garbage(final.parent, dry_run=config.dry_run)
 
     # --- inputs, all checked before any work -------------------------------------------------------------------------
-    files.require_free(final, overwrite=True)
+    catalog.require_place(final)
     raw_files = sources.resolve(config.sources, config_problem=config.problem)
     dataset.require_splits(config, raw_files)
     tokenizer_path = Path(config.tokenizer)
@@ -72,23 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         input_digest=plan.digest_input(config, inventory, loaded),
     )
     if crew.is_main:
-        num_done = plan.start_or_go_on(todo)
-        if num_done:
-            print(f"goes on: {num_done} of {len(todo.units)} units were done before")
-        known = catalog.find_prepared(final.parent, todo.input_digest)
+        known = catalog.find_prepared(final, todo.input_digest)
         files.write_durable(work / "known.json", json.dumps(known and str(known)).encode())
     crew.wait()
     known = json.loads((work / "known.json").read_bytes())
-    if known is None and final.exists() and not config.overwrite:
-        if crew.is_main and not num_done:
-            shutil.rmtree(work)
+    crew.wait()
+    if final.exists() and known != str(final) and not config.overwrite:
+        if crew.is_main and not (work / "plan.json").exists():
+            files.remove_folder(work)
         raise UserError(catalog.why_not(final, todo.input_digest))
-
     if known is not None:
         if crew.is_main:
             catalog.take(Path(known), todo, final, parents=parents)
         crew.leave()
         return 0
+    if crew.is_main and (num_done := plan.start_or_go_on(todo)):
+        print(f"goes on: {num_done} of {len(todo.units)} units were done before")
+    crew.wait()
 
     # --- splits and removal that need to see every record first ------------------------------------------------------
     if survey.needs_survey(config):
@@ -107,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --- the whole: counts, report, manifest -------------------------------------------------------------------------
     if crew.is_main:
         facts, read = dataset.finish(todo, loaded, name=final.name, tokenizer_digest=parents[0]["content_digest"])
-        digest = dataset.seal(todo, final, parents=parents, sources=read, facts=facts)
+        digest = dataset.seal(todo, work / "dataset", final, parents=parents, sources=read, facts=facts)
         dataset.print_summary(final, facts)
         print(f"dataset  {final}\nmanifest {digest}")
     crew.leave()

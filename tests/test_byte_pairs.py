@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, normalizers, trainers
 
@@ -91,8 +91,11 @@ def revealers() -> dict[str, byte_pairs.BytePairs]:
 
 @pytest.mark.parametrize("pattern", [r"\p{L}+", r"\p{N}+", r"\s+"])
 def test_every_code_point_is_of_one_class_in_both_engines(pattern):
-    """Else texts would be cut otherwise. What tiktoken matches becomes its bytes, the rest gives nothing."""
-    points = np.r_[0:0xD800, 0xE000:0x110000].astype("<u4")
+    """Else texts would be cut otherwise. What tiktoken matches becomes its bytes, the rest gives nothing.
+
+    No version of Unicode has put a character in planes 4 to 13; 15 and 16 are for private use.
+    """
+    points = np.r_[0:0xD800, 0xE000:0x40000, 0xE0000:0xE1000, 0xFFF00:0x100100, 0x10FF00:0x110000].astype("<u4")
     text = points.tobytes().decode("utf-32-le")
     encoding = tiktoken.Encoding("bytes", pat_str=pattern, mergeable_ranks=SINGLE, special_tokens={})
     matched = encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint8).tobytes().decode()
@@ -102,6 +105,7 @@ def test_every_code_point_is_of_one_class_in_both_engines(pattern):
 
 
 @every_pattern
+@settings(max_examples=60)
 @given(text=EDGY)
 @example("a  b \n\n\n 1\r\n!\r\n\r\n 'S's '\u017f  ")
 def test_the_possessive_form_cuts_as_the_plain_one(revealers, name, text):
@@ -126,18 +130,13 @@ def test_engines_of_different_unicode_versions_are_told(monkeypatch, udhr):
 
 
 @every_pattern
-def test_real_texts_get_the_same_ids(backends, udhr, name):
+def test_real_texts_and_traps_get_the_same_ids(backends, udhr, name):
+    texts = [*udhr[::4], *byte_pairs.TRAPS]
     pairs = byte_pairs.build(backends[name])
-    assert split(byte_pairs.encode_batch(pairs, udhr)) == ids_of(backends[name], udhr)
+    assert split(byte_pairs.encode_batch(pairs, texts)) == ids_of(backends[name], texts)
 
 
-@every_pattern
-def test_traps_get_the_same_ids(backends, name):
-    traps = list(byte_pairs.TRAPS)
-    pairs = byte_pairs.build(backends[name])
-    assert split(byte_pairs.encode_batch(pairs, traps)) == ids_of(backends[name], traps)
-
-
+@settings(max_examples=40)
 @given(corpus=st.lists(EDGY, max_size=6), texts=st.lists(EDGY, max_size=4), name=st.sampled_from(sorted(PATTERNS)))
 def test_any_trained_vocabulary_gives_the_same_ids(corpus, texts, name):
     backend = trained(corpus, pattern=name, vocab_size=320)
@@ -158,8 +157,8 @@ def test_the_separator_across_two_texts_is_text(pairs):
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("texts", [["x" + " " * 1_000_000 + "y"], ["a", " " * 1_000_000 + "x", "", "b\n"]])
-def test_white_space_beyond_tiktoken_goes_through_tokenizers(texts):
+def test_white_space_beyond_tiktoken_goes_through_tokenizers():
+    texts = ["a", " " * 1_000_000 + "x", "", "b\n"]
     pairs = byte_pairs.build(trained([]))
     with pytest.raises(ValueError, match="Regex error"):
         pairs.encoding.encode_to_numpy("".join(texts), disallowed_special=())
@@ -167,6 +166,7 @@ def test_white_space_beyond_tiktoken_goes_through_tokenizers(texts):
 
 
 @every_pattern
+@settings(max_examples=60)
 @given(texts=st.lists(EDGY, max_size=5))
 def test_cuts_and_blocks_do_not_change_the_ids(revealers, name, texts):
     pairs = revealers[name]
@@ -185,7 +185,7 @@ def test_long_texts_are_cut_to_blocks(shared):
 
 
 def test_several_threads_get_the_same_ids(pairs, udhr):
-    parts = [udhr[start::4] for start in range(4)]
+    parts = [udhr[start::16] for start in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda part: split(byte_pairs.encode_batch(pairs, part)), parts))
     assert found == [ids_of(pairs.backend, part) for part in parts]
@@ -203,40 +203,40 @@ def test_no_text_gives_no_ids(pairs):
 
 def changed(backend, change) -> tokenizers.Tokenizer:
     """The tokenizer whose tokenizer.json was changed in place by `change`."""
-    settings = json.loads(backend.to_str())
-    change(settings)
-    return tokenizers.Tokenizer.from_str(json.dumps(settings))
+    document = json.loads(backend.to_str())
+    change(document)
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 def put(path: str, value):
     """A change that sets one key of tokenizer.json."""
     *sections, last = path.split(".")
 
-    def change(settings):
+    def change(document):
         for section in sections:
-            settings = settings[section]
-        settings[last] = value
+            document = document[section]
+        document[last] = value
 
     return change
 
 
-def add_plain_token(settings):
-    token = {"id": len(settings["model"]["vocab"]), "content": "<b>", "special": False}
+def add_plain_token(document):
+    token = {"id": len(document["model"]["vocab"]), "content": "<b>", "special": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    settings["added_tokens"].append(token | flags)
+    document["added_tokens"].append(token | flags)
 
 
-def add_unmade_token(settings):
-    settings["model"]["vocab"]["zzzz"] = len(settings["model"]["vocab"])
+def add_unmade_token(document):
+    document["model"]["vocab"]["zzzz"] = len(document["model"]["vocab"])
 
 
-def swap_merges(settings):
-    merges = settings["model"]["merges"]
+def swap_merges(document):
+    merges = document["model"]["merges"]
     merges[0], merges[1] = merges[1], merges[0]
 
 
-def drop_byte(settings):
-    vocabulary_ = settings["model"]["vocab"]
+def drop_byte(document):
+    vocabulary_ = document["model"]["vocab"]
     vocabulary_["zzz"] = vocabulary_.pop("Ā")
 
 

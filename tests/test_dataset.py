@@ -115,7 +115,7 @@ def test_given_and_split_keys_must_go_together(tiny, tmp_path):
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "a b", "a\n"])
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "a b", "a\n", "a" * 101])
 def test_split_name_that_is_no_file_name_is_refused(tiny, tmp_path, name):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
     with pytest.raises(UserError, match="names no split"):

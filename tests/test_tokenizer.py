@@ -1,6 +1,8 @@
 """Tokenizers of every type: text comes back, never becomes a special token, and transformers gives the same ids."""
 
 import json
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
 
 from codex_accel import byte_pairs, tokenizer, vocabulary
 from codex_accel.errors import UserError
@@ -34,9 +37,9 @@ def config(**options) -> TokenizerConfig:
 
 def trained(folder, texts, **options) -> tokenizer.Tokenizer:
     """Trained on `texts`, saved to `folder` and loaded."""
-    settings = config(**options)
+    chosen = config(**options)
     folder.mkdir(exist_ok=True)
-    vocabulary.save(vocabulary.train(settings, texts), folder, settings)
+    vocabulary.save(vocabulary.train(chosen, texts), folder, chosen)
     return tokenizer.load(folder)
 
 
@@ -56,7 +59,7 @@ def emoji(shared) -> list[str]:
 def every(tmp_path_factory, udhr, emoji) -> dict[str, tokenizer.Tokenizer]:
     """One tokenizer of each type, trained on the declaration: all of it for char, else in four languages."""
     root = tmp_path_factory.mktemp("types")
-    texts = dict.fromkeys(TYPES, udhr[:360]) | {"char": udhr + emoji}
+    texts = dict.fromkeys(TYPES, udhr[:360:4]) | {"char": udhr + emoji}
     return {name: trained(root / name, texts[name], **options) for name, options in TYPES.items()}
 
 
@@ -110,6 +113,7 @@ def test_names_come_from_the_configuration(tmp_path, options, expected):
 
 @pytest.mark.security
 @every_type
+@settings(max_examples=40)
 @given(before=TEXT, name_=st.sampled_from(["[PAD]", "[BOS]", "[EOS]", "[UNK]", "<0x41>"]), after=TEXT)
 def test_name_of_a_special_token_in_text_is_text(every, name, before, name_, after):
     loaded, text = every[name], before + name_ + after
@@ -137,9 +141,9 @@ def test_any_text_comes_back(every, name, text):
 
 
 @every_type
-def test_real_texts_come_back(every, shared, udhr, emoji, name):
+def test_real_texts_come_back(every, shared, emoji, name):
     whole = (shared / "text" / "udhr_20lang.txt").read_text()
-    texts = [*udhr, *emoji, "".join(map(chr, range(0x20, 0x7F))) if name in LOSSLESS else "ASCII", whole]
+    texts = [*emoji, "".join(map(chr, range(0x20, 0x7F))) if name in LOSSLESS else "ASCII", whole]
     if name == "char":  # its training text had no line ends
         texts[-1] = whole.replace("\n", " ").replace("\r", " ")
     loaded = every[name]
@@ -161,7 +165,7 @@ def test_unknown_character_becomes_the_unknown_token(tmp_path):
 
 @every_type
 def test_auto_tokenizer_gives_the_same_ids_and_text(every, auto, udhr, emoji, name):
-    texts = udhr[::5] + emoji[::10] + CODE
+    texts = udhr[::9] + emoji[::20] + CODE
     ids = every[name].encode(texts)
     assert auto[name](texts, add_special_tokens=False)["input_ids"] == ids
     assert [auto[name].decode(part, skip_special_tokens=True) for part in ids] == [every[name].decode(p) for p in ids]
@@ -185,7 +189,7 @@ def test_padding_changes_no_id_and_is_masked(auto, udhr, name):
 def test_each_token_has_an_id_of_its_own_below_the_vocabulary(every, name):
     ids = sorted(every[name].backend.get_vocab(with_added_tokens=True).values())
     assert ids == list(range(every[name].vocab_size))
-    assert every[name].vocab_size <= TYPES[name].get("vocab_size", 4096)
+    assert every[name].vocab_size == TYPES[name].get("vocab_size", every[name].vocab_size)
 
 
 @pytest.mark.parametrize("name", ["sentencepiece-unigram", "sentencepiece-bpe"])
@@ -194,9 +198,9 @@ def test_ids_are_those_of_sentencepiece(every, shared, udhr, emoji, name):
     library = sentencepiece.SentencePieceProcessor(model_file=str(every[name].folder / "tokenizer.model"))
     botchan = (shared / "text" / "botchan.txt").read_text()
     with open(shared / "text" / "python311_stdlib.jsonl") as lines:
-        modules = [json.loads(line)["text"] for line, _ in zip(lines, range(8), strict=False)]
+        modules = [json.loads(line)["text"] for line, _ in zip(lines, range(4), strict=False)]
     code = [line for module in modules for line in module.splitlines(keepends=True)]
-    texts = [*udhr, *emoji, *botchan.splitlines(), *code, *CODE, modules[1][:60_000], botchan[:60_000], "#" * 78]
+    texts = [*udhr, *emoji, *botchan.splitlines()[::3], *code, *CODE, modules[1][:60_000], botchan[:60_000], "#" * 78]
     assert every[name].encode(texts) == library.encode(texts)
 
 
@@ -210,21 +214,100 @@ def test_a_batch_gives_the_ids_of_each_text(every, udhr, name):
     assert split(every[name].encode_batch([])) == []
 
 
-def test_a_batch_gives_the_same_ids_on_several_threads(tmp_path, udhr):
+def test_a_batch_gives_the_same_ids_on_several_threads(bpe, udhr):
     """The first use makes the fast path, here by four threads at once."""
-    loaded = trained(tmp_path / "t", udhr[:99])
+    loaded = tokenizer.load(bpe.folder)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda start: split(loaded.encode_batch(udhr[start::4])), range(4)))
-    assert found == [loaded.encode(udhr[start::4]) for start in range(4)]
+        found = list(pool.map(lambda start: split(loaded.encode_batch(udhr[start::16])), range(4)))
+    assert found == [loaded.encode(udhr[start::16]) for start in range(4)]
 
 
-@pytest.mark.parametrize("name", ["unigram", "char"])
-@given(text=TEXT)
+SLOW = [name for name in TYPES if name != "bpe"]
+
+
+@pytest.mark.parametrize("name", SLOW)
+@settings(max_examples=60)
+@given(text=TEXT | st.text(st.sampled_from("the \n\r\u2581\u2585#é\U0010ffff"), max_size=24))
+@example("é\n\n#\n the\n\nthe \n")
 def test_long_texts_go_through_tokenizers_in_pieces(every, name, text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_pairs, "BLOCK", 3)
         found = split(every[name].encode_batch([text, "", text]))
     assert found == every[name].encode([text, "", text])
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_lines_of_a_long_text_never_come_all_at_once(monkeypatch, every, name):
+    """So memory is bounded: 3 MB in one piece took 600 MB."""
+    monkeypatch.setattr(byte_pairs, "BLOCK", 3)
+    pieces = list(byte_pairs.segments(["born free\n" * 9], every[name]._cut))
+    assert len(pieces) >= 9
+
+
+def test_text_that_may_become_unknown_is_not_cut(tmp_path):
+    """Unknown characters beside each other are one token, the line end too."""
+    loaded = trained(tmp_path / "t", ["ab ab"], type="sentencepiece", byte_fallback=False)
+    text = "a\U0010ffff\n\U0010ffff\nb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_pairs, "BLOCK", 1)
+        assert split(loaded.encode_batch([text])) == loaded.encode([text])
+
+
+def test_added_word_with_a_space_is_never_cut(tmp_path, every):
+    """It is found before the text is cut into words, so a cut before a space would split it."""
+    backend = tokenizers.Tokenizer.from_str(every["bpe"].backend.to_str())
+    backend.add_tokens(["New York"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.encode(["New York"]) == [[600]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_pairs, "BLOCK", 3)
+        assert split(loaded.encode_batch(["in New York"])) == loaded.encode(["in New York"])
+
+
+def foreign(folder, normalizer, pre_tokenizer) -> tokenizer.Tokenizer:
+    """A folder with the letters a, b and the space sign, as conversions of sentencepiece models are set up."""
+    backend = tokenizers.Tokenizer(models.BPE({"?": 0, "a": 1, "b": 2, "\u2581": 3}, [], unk_token="?"))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    return tokenizer.load(folder)
+
+
+SPACE = normalizers.Replace(" ", "\u2581")
+PREPEND = normalizers.Prepend("\u2581")
+METASPACE = {scheme: pre_tokenizers.Metaspace(prepend_scheme=scheme) for scheme in ("always", "first", "never")}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "first"),
+    [
+        (None, METASPACE["always"], 1),
+        (None, METASPACE["first"], 1),
+        (None, METASPACE["never"], 0),
+        (normalizers.Sequence([PREPEND, SPACE]), None, 1),
+        (normalizers.Sequence([normalizers.Strip(), PREPEND, SPACE]), None, 1),
+        (None, pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), METASPACE["always"]]), 1),
+    ],
+    ids=["always", "first", "never", "prepend", "strip", "words"],
+)
+@pytest.mark.parametrize("parts", [["a", " b"], ["a ", "b"], ["a b", " b a"], ["a", " ", "b a"]], ids=repr)
+def test_spaces_between_parts_stay_and_none_is_added(tmp_path, normalizer, pre_tokenizer, first, parts):
+    """Each part has the space signs of the whole text, at the end of a part or at the beginning of the next."""
+    loaded = foreign(tmp_path, normalizer, pre_tokenizer)
+    ids, _ = loaded.encode_batch(parts, continued=np.arange(len(parts)) > 0)
+    assert ids.tolist() == loaded.encode(["".join(parts)])[0]
+    assert (ids[0] == 3) == first
+
+
+@pytest.mark.parametrize("parts", [["Hello", " world"], ["Hello ", "world"], ["Hello", "  world"], ["Hello", "world"]])
+def test_sentencepiece_keeps_the_space_between_parts(shared, parts):
+    """The model drops white space at both ends of a text, and puts one space before it."""
+    loaded = tokenizer.load(shared / "tokenizers" / "sentencepiece_unigram_botchan.model")
+    ids, _ = loaded.encode_batch(parts, continued=np.array([False, True]))
+    assert loaded.decode(ids) == " ".join("".join(parts).split())
 
 
 def test_the_engine_is_named_with_a_reason(every, shared):
@@ -317,13 +400,32 @@ def test_folder_without_a_tokenizer_is_told(tmp_path):
         tokenizer.load(tmp_path, key="reference")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"eos_token": {}}'])
-def test_damaged_tokenizer_is_told(tmp_path, name, text):
-    trained(tmp_path / "t", ["a"])
-    (tmp_path / "t" / name).write_text(text)
-    with pytest.raises(UserError, match=r"tokenizer\.json: is not a tokenizer"):
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("tokenizer.json", b"", "is not a tokenizer"),
+        ("tokenizer.json", b"[1]", "is not a tokenizer"),
+        ("tokenizer_config.json", b"{", "is no JSON object"),
+        ("tokenizer_config.json", b"[1]", "is no JSON object"),
+        ("special_tokens_map.json", b"\xff", "is no JSON object"),
+        ("tokenizer_config.json", b'{"eos_token": {}}', "eos_token = {} is no text"),
+        ("tokenizer_config.json", b'{"eos_token": 2}', "eos_token = 2 is no text"),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "chat_template is neither a text nor"),
+        ("chat_template.jinja", b"\xff", "is not UTF-8"),
+    ],
+)
+def test_damaged_file_is_told_by_its_name(tmp_path, every, name, data, reason):
+    shutil.copytree(every["char"].folder, tmp_path / "t")
+    (tmp_path / "t" / name).write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/t/{name}: {reason}")):
         tokenizer.load(tmp_path / "t")
+
+
+def test_damaged_pair_of_files_is_told(tmp_path, shared):
+    shutil.copy(shared / "tokenizers" / "gpt2" / "merges.txt", tmp_path)
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match=r"merges\.txt with .*vocab\.json: is not a tokenizer"):
+        tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"no protocol buffer"])
@@ -362,7 +464,7 @@ def test_chat_template_is_found(tmp_path, setting, file, expected):
 
 def test_a_plain_tokenizer_json_loads(tmp_path):
     """As `tokenizers` itself saves it, without names for the special tokens."""
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     backend.save(str(tmp_path / "tokenizer.json"))
     loaded = tokenizer.load(tmp_path)
     assert (loaded.eos_id, loaded.special_ids, loaded.encode(["a"])) == (None, {}, [[0]])

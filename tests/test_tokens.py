@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,3 +149,9 @@ def test_columns_give_the_documents_and_any_choice_of_them(drawn, data):
 @given(documents())
 def test_targets_of_columns_are_those_of_each_document(drawn):
     assert Documents.of(drawn).num_targets().tolist() == [int(each.is_target().sum()) for each in drawn]
+
+
+def test_batch_that_its_offsets_cannot_count_is_an_error(tmp_path):
+    """Arrow's lists count with 32 bits; a number that wraps would be written in silence."""
+    with pytest.raises(pa.ArrowInvalid):
+        tokens._offsets(np.array([1 << 30, 1 << 30]))

@@ -50,7 +50,7 @@ def trained(folder, texts, **options) -> tokenizer.Tokenizer:
 @pytest.fixture(scope="module")
 def udhr(shared) -> list[str]:
     """Paragraphs of the Universal Declaration of Human Rights in four languages."""
-    lines = (shared / "text" / "udhr_20lang.jsonl").read_text().splitlines()[:360]
+    lines = (shared / "text" / "udhr_20lang.jsonl").read_text().splitlines()[:360:3]
     return [json.loads(line)["text"] for line in lines]
 
 
@@ -66,7 +66,7 @@ def test_another_process_writes_the_same_bytes(tmp_path, udhr):
         command = [sys.executable, "-W", "error", "-c", TRAIN, str(folder)]
         environment = {"PYTHONHASHSEED": str(number), "PYTHONPATH": str(ROOT), "RAYON_NUM_THREADS": str(number + 1)}
         jobs.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, cwd=folder, text=True))
-        jobs[-1].stdin.write(json.dumps([TYPES, udhr]))
+        jobs[-1].stdin.write(json.dumps([TYPES, udhr[::2]]))
         jobs[-1].stdin.close()
     assert [job.wait(60) for job in jobs] == [0, 0]
     first, second = (
@@ -84,12 +84,6 @@ def test_the_order_of_the_texts_is_nothing_to_characters(udhr):
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["bpe", "unigram", "sentencepiece-unigram", "sentencepiece-bpe"])
-def test_vocabulary_has_the_size_asked_for(tmp_path, udhr, name):
-    loaded = trained(tmp_path / "t", udhr, **TYPES[name])
-    assert loaded.vocab_size == TYPES[name]["vocab_size"]
 
 
 @pytest.mark.parametrize("type_", ["bpe", "unigram"])
@@ -224,12 +218,15 @@ def test_text_comes_back_by_any_pattern(tmp_path, udhr, type_, name):
         ({"pre_tokenizer": "whitespace"}, " ".join(["[EOS]"] * 9)),
         ({"pre_tokenizer": "none"}, "[EOS][EOS]\n" * 9),
         ({"type": "char", "special_tokens": SpecialTokens(pad="e")}, "hello"),
+        ({"special_tokens": SpecialTokens(additional=["Ġthe"])}, "the the the"),
+        ({"type": "unigram", "special_tokens": SpecialTokens(additional=["Ġthe"])}, "the the the"),
+        ({"special_tokens": SpecialTokens(additional=["Ã"])}, "the"),
     ],
-    ids=["word", "whitespace", "none", "char"],
+    ids=["word", "whitespace", "none", "char", "spelled", "spelled unigram", "byte"],
 )
 def test_special_token_that_text_would_make_is_refused(options, text):
     """Merges learned from the text would reach the special id, so nothing could tell the two apart."""
-    with pytest.raises(UserError, match=r"special_tokens: the text .* alone makes this token"):
+    with pytest.raises(UserError, match=r"special_tokens: the text .* alone makes the token"):
         vocabulary.train(config(vocab_size=512, **options), [text] * 9)
 
 
@@ -266,28 +263,6 @@ def test_counts_shrink_in_proportion_and_no_word_is_lost():
     counts = Counter({"a": 100, "bb": 100, "c": 1})
     assert vocabulary.shrink(counts, max_bytes=30) == {"a": 10, "bb": 10, "c": 1}
     assert vocabulary.shrink(counts, max_bytes=301) is counts
-
-
-@given(sentences=st.lists(st.text(min_size=1, max_size=9)), limit=st.integers(1, 60), seed=st.integers(0, 3))
-def test_drawn_sentences_stay_in_order_and_within_the_bound(sentences, limit, seed):
-    drawn, facts = vocabulary.draw(iter(sentences), max_bytes=limit, seed=seed)
-    rest = iter(sentences)
-    assert all(sentence in rest for sentence in drawn)  # a subsequence
-    size = sum(len(sentence.encode()) for sentence in drawn)
-    assert size <= limit
-    assert facts["bytes_left_out"] == sum(len(sentence.encode()) for sentence in sentences) - size
-    assert (facts["num_lines"], facts["num_lines_left_out"]) == (len(sentences), len(sentences) - len(drawn))
-    assert vocabulary.draw(iter(sentences), max_bytes=limit, seed=seed)[0] == drawn
-
-
-def test_the_draw_depends_on_the_seed_and_not_on_the_place():
-    """A third of a thousand sentences: each third of the input gives about a third of them."""
-    sentences = [f"{number:04d}" for number in range(999)]
-    drawn = {seed: vocabulary.draw(sentences, max_bytes=4 * 333, seed=seed)[0] for seed in (0, 1)}
-    assert drawn[0] != drawn[1]
-    shares = Counter(int(sentence) // 333 for sentence in drawn[0])
-    assert len(drawn[0]) == 333
-    assert min(shares.values()) > 80
 
 
 # --- the input digest ---------------------------------------------------------------------------------------------

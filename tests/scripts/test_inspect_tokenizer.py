@@ -84,7 +84,9 @@ def test_decode_undoes_encode(inspect, char):
         (["decode"], b"[true]\n", "standard input:1: is no list of ids"),
         (["decode"], b"1\n99\n", "standard input:2: id 99 is none of the 31 of"),
         (["decode", "ids=[99]"], b"", "command line: ids: id 99 is none of the 31 of"),
+        (["decode"], b"[" * 100_000, "standard input:1: is no list of ids"),
         (["encode"], b"a\n\xff\n", "standard input:2: not UTF-8"),
+        (["encode", "text=a\udcff"], b"", "command line: text: is not UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_line(inspect, char, argv, stdin, reason):
@@ -189,11 +191,15 @@ def test_a_file_that_cannot_be_measured_is_told(inspect, char, tmp_path, text, r
 
 
 def test_collisions_are_found_in_every_form_of_a_vocabulary(tmp_path, shared):
-    """A mapping, a list with scores, a sentencepiece model, GPT-2's two files: none has one."""
+    """A list with scores and a sentencepiece model have none, as the place is the id; GPT-2's two files may."""
     backend = tokenizers.Tokenizer(models.Unigram([("a", 0.0), ("b", -1.0)], unk_id=0))
     backend.save(str(tmp_path / "tokenizer.json"))
-    for folder in (tmp_path, shared / "tokenizers" / "mistral_v1", shared / "tokenizers" / "gpt2"):
-        assert inspection.collisions(tokenizer.load(folder)) == {}
+    for path in (tmp_path, shared / "tokenizers" / "sentencepiece_unigram_botchan.model"):
+        assert inspection.collisions(tokenizer.load(path)) == {}
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "c": 1}')
+    assert inspection.collisions(tokenizer.load(tmp_path)) == {1: ["b", "c"]}
 
 
 # --- list ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import html.parser
 import json
+import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import run_script
@@ -128,6 +130,155 @@ def test_second_preparation_of_one_dataset_is_refused(tiny, modules, tmp_path):
     prepare(tiny, tmp_path / "d", modules, HALVES)
 
 
+class Stopped(BaseException):
+    """What a process feels that is stopped."""
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """stop_at(n): the n-th flush to the disk from now on stops the process; None counts only, into `stop_at.count`."""
+
+    def set_(number: int | None) -> None:
+        set_.count, set_.number = 0, number
+
+    def fsync(descriptor: int, flush=os.fsync) -> None:
+        set_.count += 1
+        if set_.count == set_.number:
+            raise Stopped
+        flush(descriptor)
+
+    set_(None)
+    monkeypatch.setattr(os, "fsync", fsync)
+    return set_
+
+
+OPTIONS = {
+    "hash": (HALVES,),
+    "all": (EXACT, "duplicates=remove", "near_duplicates=0.9"),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_stopped_at_any_flush_it_goes_on_and_gives_the_same(tiny, stop_at, tmp_path, kind):
+    """Inventory, survey, decision, units, lists, manifest, name: whatever came last before the stop."""
+    texts = [f"text {n % 25} {'and more ' * 20}" for n in range(40)]
+    options = (write_jsonl(tmp_path / "a.jsonl", texts), *OPTIONS[kind], "unit_bytes=5000", "num_threads=1")
+    expected = prepare(tiny, tmp_path / "expected" / "d", *options)
+    num_flushes = stop_at.count
+    assert num_flushes > 30
+    for number in range(1, num_flushes + 1, 1 if kind == "hash" else 3):
+        folder = tmp_path / str(number) / "d"
+        stop_at(number)
+        with pytest.raises(Stopped):
+            prepare(tiny, folder, *options)
+        stop_at(None)
+        again = prepare(tiny, folder, *options)
+        assert manifest.problems_of(folder) == [], number
+        assert (again["content_digest"], again["facts"]) == (expected["content_digest"], expected["facts"]), number
+        for name in ("duplicates.jsonl", "near_duplicates.jsonl"):
+            if (tmp_path / "expected" / "d" / name).exists():
+                assert (folder / name).read_bytes() == (tmp_path / "expected" / "d" / name).read_bytes()
+        assert not (tmp_path / str(number) / ".partial-d").exists()
+
+
+def test_stopped_while_files_are_taken_it_takes_them_again(tiny, stop_at, tmp_path):
+    """The dataset that they are taken from is not written to, even if it has moved away in between."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "one", source, HALVES)
+    stop_at(None)
+    expected = prepare(tiny, tmp_path / "two", source, HALVES)
+    for number in range(1, stop_at.count + 1):
+        stop_at(number)
+        with pytest.raises(Stopped):
+            prepare(tiny, tmp_path / f"d{number}", source, HALVES)
+        stop_at(None)
+        assert prepare(tiny, tmp_path / f"d{number}", source, HALVES)["content_digest"] == expected["content_digest"]
+        assert manifest.problems_of(tmp_path / f"d{number}") == []
+    stop_at(number)
+    with pytest.raises(Stopped):
+        prepare(tiny, tmp_path / "last", source, HALVES)
+
+
+def test_what_is_prepared_after_a_stop_is_not_written_through_links(tiny, stop_at, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "here" / "one", source, HALVES)
+    stop_at(None)
+    prepare(tiny, tmp_path / "here" / "two", source, HALVES)
+    stop_at(stop_at.count - 1)  # all is linked, and not yet named
+    with pytest.raises(Stopped):
+        prepare(tiny, tmp_path / "here" / "three", source, HALVES)
+    stop_at(None)
+    shutil.rmtree(tmp_path / "here" / "two")
+    (tmp_path / "here" / "one").rename(tmp_path / "one")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
+    prepare(tiny, tmp_path / "here" / "three", source, HALVES)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} == before
+
+
+def test_markers_without_their_shards_are_not_gone_on_with(tiny, stop_at, tmp_path):
+    """Stopped between the name and the removal of the work folder; then the dataset is removed."""
+    options = (write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)]), HALVES)
+    expected = prepare(tiny, tmp_path / "expected" / "d", *options)
+    number = stop_at.count - 1  # the one after it flushes the removal
+    stop_at(number)
+    with pytest.raises(Stopped):
+        prepare(tiny, tmp_path / "d", *options)
+    assert (tmp_path / "d").exists()
+    assert (tmp_path / ".partial-d").exists()
+    stop_at(None)
+    shutil.rmtree(tmp_path / "d")
+    assert prepare(tiny, tmp_path / "d", *options)["content_digest"] == expected["content_digest"]
+
+
+def test_leftovers_of_an_unfinished_unit_are_removed(tiny, tmp_path):
+    """A file that changed while it was read, and changed back, may have left a shard or a run that is not wanted."""
+    options = (write_jsonl(tmp_path / "a.jsonl", [*(f"text {n}" for n in range(40)), ""]), HALVES)
+    with pytest.raises(UserError, match="max_bad_fraction"):
+        prepare(tiny, tmp_path / "d", *options, "max_bad_fraction=0.0")
+    work = tmp_path / ".partial-d"
+    (work / "units" / "00000.json").unlink()
+    (work / "dataset" / "train-00007.arrow").write_bytes(b"half")
+    shutil.copy(work / "units" / "00000-0000.run", work / "units" / "00000-0001.run")
+    facts = prepare(tiny, tmp_path / "d", *options, "max_bad_fraction=1.0")["facts"]
+    assert sum(split["num_records"] for split in facts["splits"].values()) == 40
+    assert manifest.problems_of(tmp_path / "d") == []
+    assert not (tmp_path / "d" / "train-00007.arrow").exists()
+
+
+def test_work_that_is_half_removed_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+    """Settings change, the process is stopped while it empties the work folder, and the settings change back."""
+    options = (write_jsonl(tmp_path / "a.jsonl", [*(f"text {n}" for n in range(40)), ""]), HALVES)
+    with pytest.raises(UserError, match="max_bad_fraction"):
+        prepare(tiny, tmp_path / "d", *options, "max_bad_fraction=0.0")
+
+    def stopped(path) -> None:
+        next(Path(path).glob("*.run"), Path(path) / "none").unlink(missing_ok=True)
+        if Path(path).name == "units":
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", stopped)
+        with pytest.raises(Stopped):
+            prepare(tiny, tmp_path / "d", *options, "add_eos=false")
+    facts = prepare(tiny, tmp_path / "d", *options, "max_bad_fraction=1.0")["facts"]
+    assert sum(split["num_records"] for split in facts["splits"].values()) == 40
+
+
+def test_marker_of_the_survey_comes_after_all_its_files(tiny, tmp_path, monkeypatch):
+    """Else a power cut would leave a marker and no signatures."""
+    flushed: list[str] = []
+
+    def fsync(descriptor: int, flush=os.fsync) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "d", source, HALVES, "near_duplicates=0.9")
+    marker = next(number for number, name in enumerate(flushed) if ".json-" in name and flushed[number + 1] == "survey")
+    assert "00000.minhash" in flushed[:marker]
+
+
 # --- prepared before ----------------------------------------------------------------------------------------------
 
 
@@ -169,6 +320,47 @@ def test_other_input_does_not_replace_a_dataset_unasked(tiny, tmp_path):
     assert prepare(tiny, tmp_path / "d", source, HALVES, "overwrite=true")["facts"]["num_records"] == 41
 
 
+def test_dataset_that_stands_beside_does_not_replace_another_unasked(tiny, tmp_path):
+    a, b = (write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} {n}" for n in range(40)]) for name in "ab")
+    prepare(tiny, tmp_path / "one", a, HALVES)
+    second = prepare(tiny, tmp_path / "two", b, HALVES)
+    with pytest.raises(UserError, match=r"output_dir = '.*two': exists, made from other input or settings"):
+        prepare(tiny, tmp_path / "two", a, HALVES)
+    assert manifest.read(tmp_path / "two") == second
+    assert prepare(tiny, tmp_path / "two", a, HALVES, "overwrite=true")["name"] == "two"
+
+
+def test_dataset_itself_comes_before_one_beside(tiny, tmp_path, capsys):
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "one", source, HALVES)
+    second = prepare(tiny, tmp_path / "two", source, HALVES)
+    assert prepare(tiny, tmp_path / "two", source, HALVES) == second
+    assert f"nothing to do: the same input and settings are prepared in {tmp_path / 'two'}" in capsys.readouterr().out
+
+
+def test_unfinished_work_stands_when_the_place_is_taken(tiny, tmp_path):
+    a, b = (write_jsonl(tmp_path / f"{name}.jsonl", [*(f"{name} {n}" for n in range(40)), ""]) for name in "ab")
+    prepare(tiny, tmp_path / "d", a, HALVES, "max_bad_fraction=1.0")
+    with pytest.raises(UserError, match="max_bad_fraction"):
+        prepare(tiny, tmp_path / "d", b, HALVES, "overwrite=true", "max_bad_fraction=0.0")
+    with pytest.raises(UserError, match="made from other input or settings"):
+        prepare(tiny, tmp_path / "d", b, EXACT)
+    assert (tmp_path / ".partial-d" / "units" / "00000.json").exists()
+
+
+def test_only_a_dataset_is_replaced(tiny, tmp_path):
+    shutil.copytree(tiny / "tokenizer", tmp_path / "tokenizer")
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    with pytest.raises(UserError, match=r"output_dir = '.*': holds a tokenizer, and only a dataset is replaced"):
+        prepare(tiny, tmp_path / "tokenizer", source, HALVES, "overwrite=true")
+
+
+def test_hidden_name_is_refused_because_work_folders_have_such(tiny, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    with pytest.raises(UserError, match=r"output_dir = '.*\.partial-d': is a hidden name"):
+        prepare(tiny, tmp_path / ".partial-d", source, HALVES)
+
+
 def test_list_shows_size_records_tokens_and_what_is_missing(tiny, tmp_path, capsys):
     source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
     facts = prepare(tiny, tmp_path / "d", source, HALVES)["facts"]
@@ -202,6 +394,48 @@ def test_gc_removes_what_has_lost_its_raw_files(tiny, tmp_path):
     run_script("prepare_data", *argv(tiny, tmp_path / "a", kept), "--gc")
     assert (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+def test_gc_keeps_a_dataset_that_is_seen_through_a_link(tiny, tmp_path, monkeypatch):
+    """The path of a raw file is relative to where the dataset truly lies."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    source = write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)])
+    prepare(tiny, tmp_path / "deep" / "er" / "d", source, HALVES)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    catalog.collect_garbage(tmp_path / "link", dry_run=False)
+    assert (tmp_path / "link" / "d").exists()
+
+
+def test_gc_lets_nobody_go_on_with_what_it_removes(tmp_path):
+    plan.lock(tmp_path / ".partial-d").close()
+    for work in catalog.find_partial(tmp_path):
+        with pytest.raises(UserError, match="prepares this dataset now"):
+            plan.lock(work)
+
+
+def test_lock_of_a_folder_that_was_removed_is_none(tmp_path, monkeypatch):
+    """The last holder removes the folder after another process has opened the lock, and before that one has it."""
+    import fcntl
+
+    def flock(stream, how, lock=fcntl.flock) -> None:
+        if not removed:
+            shutil.rmtree(tmp_path / ".partial-d")
+            removed.append(True)
+        lock(stream, how)
+
+    removed: list[bool] = []
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = plan.lock(tmp_path / ".partial-d")
+    with pytest.raises(UserError, match="prepares this dataset now"):
+        plan.lock(tmp_path / ".partial-d")
+    lock.close()
+
+
+def test_gc_removes_what_is_half_deleted(tmp_path, capsys):
+    (tmp_path / ".trash-d-1").mkdir()
+    catalog.collect_garbage(tmp_path, dry_run=False)
+    assert "half deleted" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unfinished_work_is_listed_and_collected(tiny, tmp_path, capsys):
