@@ -228,7 +228,7 @@ def store(folder: Path) -> dict:
         spans=np.empty((0, 2), dtype=np.int64),
         num_spans=np.zeros(num_documents, dtype=np.int64),
         num_bytes=np.full(num_documents, 4 * length),
-        record_ids=np.full(num_documents, b"0" * 32),
+        record_ids=np.zeros(num_documents, dtype="V16"),
     )
     pieces = [columns.where(np.arange(num_documents) // 250 == part) for part in range(num_documents // 250)]
     for _ in range(7):

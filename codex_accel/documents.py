@@ -65,7 +65,7 @@ def encode(
         spans=spans,
         num_spans=num_spans,
         num_bytes=np.add.reduceat(num_bytes * target, first),
-        record_ids=np.array([record.id.hex() for record in records], dtype="S32"),
+        record_ids=np.frombuffer(b"".join(record.id for record in records), dtype="V16"),
     )
     return documents, np.add.reduceat(num_bytes, first)
 

@@ -34,6 +34,7 @@ VERSION = 2  # of the bytes that a preparation writes: another one is another in
 WORK_PREFIX = ".partial-"  # of the work folder, which lies beside the dataset
 OF_UNIT = {"survey": r"(\d+)[-.]", "units": r"(\d+)[-.]", "dataset": r".*-(\d+)\.arrow"}  # names of a unit's files
 BLOCK_RECORDS, BLOCK_CHARACTERS = 4096, 1 << 20  # read and tokenized at once, whichever is reached first
+SAMPLE_CHARACTERS = 1 << 16  # of real text, on which the fast tokenization is compared with `tokenizers`
 # Keys that do not change what a unit gives, and those whose content is digested apart.
 NOT_INPUT = {
     "output_dir", "overwrite", "dry_run", "list", "list_split", "gc", "tokenizer", "sources", "max_bad_fraction",
@@ -199,9 +200,14 @@ def renders(raw_files: Sequence[RawFile], tokenizer: Tokenizer) -> dict[str | No
 
 
 def first_texts(plan: Plan) -> list[str]:
-    """The texts of the first block of records, each cut at the block's size: a sample of the real input."""
-    block = next(blocks(plan.read(0)), [])
-    return [part.text[:BLOCK_CHARACTERS] for item in block if isinstance(item, Record) for part in item.parts]
+    """The first texts of the input, of `SAMPLE_CHARACTERS` at most."""
+    texts, left = [], SAMPLE_CHARACTERS
+    for item in next(blocks(plan.read(0)), []):
+        for part in item.parts if isinstance(item, Record) else ():
+            if left > 0:
+                texts.append(part.text[:left])
+                left -= len(part.text)
+    return texts
 
 
 def blocks(reader: Reader) -> Iterator[list[Record | BadRecord]]:

@@ -5,7 +5,7 @@ set of Arrow IPC streams `<split>-<unit>.arrow`, two bytes a token up to 65,536 
 polars open.
 
 Columns: `input_ids` list<uint16 or uint32>; `target_spans` list of [start, stop) pairs, empty if every token is a
-target; `num_bytes` UTF-8 bytes of the targets' text; `record_id` hexadecimal.
+target; `num_bytes` UTF-8 bytes of the targets' text; `record_id` 16 bytes.
 """
 
 import bisect
@@ -28,7 +28,7 @@ class Document:
     input_ids: np.ndarray  # (L,) unsigned integers
     target_spans: tuple[tuple[int, int], ...]  # [start, stop) into input_ids; () means everything
     num_bytes: int
-    record_id: str
+    record_id: str  # hexadecimal
 
     def is_target(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Boolean (stop - start,): which of these tokens are to be predicted; the first of the document never is."""
@@ -50,7 +50,7 @@ class Documents:
     spans: np.ndarray  # (S, 2) int64, [start, stop) into their document, one document after the other
     num_spans: np.ndarray  # (D,) int64; 0 means everything is a target
     num_bytes: np.ndarray  # (D,) int64
-    record_ids: np.ndarray  # (D,) fixed-length bytes: hexadecimal
+    record_ids: np.ndarray  # (D,) of dtype V16
 
     @classmethod
     def of(cls, documents: "Sequence[Document]") -> "Documents":
@@ -61,7 +61,7 @@ class Documents:
             spans=np.array([span for each in documents for span in each.target_spans], dtype=np.int64).reshape(-1, 2),
             num_spans=np.array([len(each.target_spans) for each in documents], dtype=np.int64),
             num_bytes=np.array([each.num_bytes for each in documents], dtype=np.int64),
-            record_ids=np.array([each.record_id for each in documents], dtype="S32"),
+            record_ids=np.frombuffer(b"".join(bytes.fromhex(each.record_id) for each in documents), dtype="V16"),
         )
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Documents:
                 input_ids=self.input_ids[stop - self.lengths[index] : stop],
                 target_spans=tuple((int(a), int(b)) for a, b in spans),
                 num_bytes=int(self.num_bytes[index]),
-                record_id=self.record_ids[index].decode(),
+                record_id=self.record_ids[index].tobytes().hex(),
             )
 
     def where(self, chosen: np.ndarray) -> "Documents":
@@ -107,7 +107,7 @@ def schema_for(vocab_size: int) -> pa.Schema:
             "input_ids": pa.list_(pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()),
             "target_spans": pa.list_(pa.list_(pa.uint32(), 2)),
             "num_bytes": pa.int64(),
-            "record_id": pa.string(),
+            "record_id": pa.binary(16),
         }
     )
 
@@ -150,16 +150,12 @@ class ShardWriter:
         ids = column("input_ids").astype(ids_type.value_type.to_pandas_dtype(), copy=False)
         pairs = pa.FixedSizeListArray.from_arrays(pa.array(column("spans").astype(np.uint32).ravel()), 2)
         record_ids = column("record_ids")
-        text = pa.StringArray.from_buffers(
-            len(record_ids),
-            pa.py_buffer(np.arange(len(record_ids) + 1, dtype=np.int32) * record_ids.itemsize),
-            pa.py_buffer(record_ids),
-        )
+        ids_column = pa.Array.from_buffers(pa.binary(16), len(record_ids), [None, pa.py_buffer(record_ids.tobytes())])
         columns = [
             pa.ListArray.from_arrays(_offsets(column("lengths")), pa.array(ids)),
             pa.ListArray.from_arrays(_offsets(column("num_spans")), pairs.cast(spans_type.value_type)),
             pa.array(column("num_bytes")),
-            text,
+            ids_column,
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self._pending, self._pending_tokens = [], 0
@@ -209,7 +205,7 @@ class TokenStore:
             input_ids=self._values[batch_index][start : start + int(self.lengths[index])],
             target_spans=tuple((a, b) for a, b in batch.column("target_spans")[row].as_py()),
             num_bytes=batch.column("num_bytes")[row].as_py(),
-            record_id=batch.column("record_id")[row].as_py(),
+            record_id=batch.column("record_id")[row].as_py().hex(),
         )
 
     def __iter__(self) -> Iterator[Document]:
@@ -217,7 +213,7 @@ class TokenStore:
 
     def record_ids(self) -> Iterator[str]:
         """Record ids in order."""
-        return (id_ for batch in self._batches for id_ in batch.column("record_id").to_pylist())
+        return (id_.hex() for batch in self._batches for id_ in batch.column("record_id").to_pylist())
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the row of all documents, as int64; at most `num_tokens` is reached."""

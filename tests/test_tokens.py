@@ -87,7 +87,7 @@ def test_store_opens_with_datasets_and_keeps_its_types(tmp_path):
     assert opened["input_ids"][:] == [[5, 6, 7], [8]]
     assert opened["target_spans"][:] == [[[1, 3]], []]
     assert opened["num_bytes"][:] == [3, 6]
-    assert opened["record_id"][:] == [f"{1:032x}", f"{2:032x}"]
+    assert opened["record_id"][:] == [(1).to_bytes(16, "big"), (2).to_bytes(16, "big")]
     assert opened.features["input_ids"].feature.dtype == "uint16"
 
 
