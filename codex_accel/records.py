@@ -38,12 +38,11 @@ class Record:
     @functools.cached_property
     def id(self) -> bytes:
         """16 bytes of SHA-256 over the content: of each part a byte of flags, the length in 8 bytes and its UTF-8."""
-        digest = hashlib.sha256()
+        pieces = []
         for text, is_target, is_special in self.parts:
             data = text.encode()
-            digest.update(bytes([is_target + 2 * is_special]) + len(data).to_bytes(8, "big"))
-            digest.update(data)
-        return digest.digest()[:16]
+            pieces += [bytes((is_target + 2 * is_special,)), len(data).to_bytes(8, "big"), data]
+        return hashlib.sha256(b"".join(pieces)).digest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

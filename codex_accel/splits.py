@@ -23,8 +23,8 @@ def by_hash(ratios: dict[str, float], *, seed: int) -> Callable[[str], int]:
     edges = list(itertools.accumulate(ratios.values()))
 
     def number_of(key: str) -> int:
-        digest = start.copy()
-        digest.update(seeds.encoded(key))
+        data, digest = key.encode(), start.copy()
+        digest.update(len(data).to_bytes(4, "big") + data)  # as `seeds.encoded`
         place = (int.from_bytes(digest.digest()[:8], "big") >> 1) / 2**63
         return min(bisect.bisect_right(edges, place), len(edges) - 1)  # the shares add up to 1 but for rounding
 
