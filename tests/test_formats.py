@@ -1,22 +1,6 @@
 """Text is read by lines, paragraphs or files, and nothing in it is lost."""
 
-from codex_accel import formats, sources
-from codex_accel.lines import Reading
-from codex_accel.schema import Source
-
-
-def unit_of(path, data: bytes | None = None, **options):
-    if data is not None:
-        path.write_bytes(data)
-    [raw] = sources.resolve([Source(path=str(path), **options)], config_problem=lambda key, what: f"{key}: {what}")
-    return sources.whole(raw)
-
-
-def read(path, data: bytes | None = None, *, limit: int = 1 << 20, fields=(), present=(), **options) -> list:
-    """(line, value) of each, the reason in place of a bad value."""
-    unit = unit_of(path, data, **options)
-    found = formats.FORMATS[unit.raw.format](unit, Reading(limit, fields=fields, present=present))
-    return [(line, f"! {value}" if isinstance(value, ValueError) else value) for line, value in found]
+from whole_files import read
 
 
 def test_nul_is_bad_text_with_its_line(tmp_path):

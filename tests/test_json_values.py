@@ -7,32 +7,11 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from whole_files import failure, read, unit_of
 
-from codex_accel import formats, json_values, lines, sources
+from codex_accel import json_values, lines
 from codex_accel.errors import UserError
 from codex_accel.lines import Reading
-from codex_accel.schema import Source
-
-
-def unit_of(path, data: bytes | None = None, **options):
-    if data is not None:
-        path.write_bytes(data)
-    [raw] = sources.resolve([Source(path=str(path), **options)], config_problem=lambda key, what: f"{key}: {what}")
-    return sources.whole(raw)
-
-
-def read(path, data: bytes | None = None, *, limit: int = 1 << 20, fields=(), present=(), **options) -> list:
-    """(line, value) of each, the reason in place of a bad value."""
-    unit = unit_of(path, data, **options)
-    found = formats.FORMATS[unit.raw.format](unit, Reading(limit, fields=fields, present=present))
-    return [(line, f"! {value}" if isinstance(value, ValueError) else value) for line, value in found]
-
-
-def failure(path, data: bytes | None = None, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, data, **options)
-    return str(caught.value).removeprefix(str(path))
-
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
