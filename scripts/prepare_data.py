@@ -98,8 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         crew.wait()
 
     # --- read, check, tokenize, write --------------------------------------------------------------------------------
-    if (reason := loaded.check_on(plan.first_texts(todo))) and crew.is_main:
-        print(f"tokenizes with {loaded.engine}: {reason}")
+    loaded.check_on(plan.first_texts(todo))
+    if loaded.engine_reason and crew.is_main:
+        print(f"tokenizes with {loaded.engine}: {loaded.engine_reason}")
     shards.write_units(todo, crew, loaded, survey.assignment(todo))
     crew.wait()
 

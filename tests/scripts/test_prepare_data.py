@@ -679,3 +679,12 @@ def test_characters_of_several_tokens_are_shown_whole(tiny, shared, tmp_path):
     prepare(tiny, tmp_path / "d", source, "split.ratios={all: 1.0}")
     [example] = json.loads((tmp_path / "d" / "report.json").read_bytes())["examples"]["all"]
     assert "".join(token["text"] for token in example["tokens"]) == f"[BOS]{line}[EOS]"
+
+
+def test_reason_for_the_slower_engine_is_told(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("ab cd\nef gh\n")
+    source = f"sources=[{{path: {tmp_path}/a.txt}}]"
+    run_script("train_tokenizer", f"output_dir={tmp_path}/tokenizer", source, "type=char")
+    facts = prepare(tmp_path, tmp_path / "d", tmp_path / "a.txt", "split.ratios={all: 1.0}")["facts"]
+    assert facts["tokenized_by"] == "tokenizers"
+    assert "tokenizes with tokenizers: it has a normalizer, or does not cut text" in capsys.readouterr().out
