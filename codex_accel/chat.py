@@ -148,7 +148,8 @@ def _render(template_: _Template, messages: Messages, *, add_generation_prompt: 
     from transformers.utils.chat_template_utils import render_jinja_template
 
     variables: dict[str, Any] = dict(template_.variables)
-    failures = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+    limits = (ArithmeticError, RecursionError, MemoryError)
+    failures = (TemplateError, TypeError, ValueError, LookupError, AttributeError, *limits)
     try:
         result: Any = render_jinja_template(
             [messages],

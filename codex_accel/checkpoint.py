@@ -8,26 +8,36 @@ The random states that Accelerate writes are left out: every draw comes from (se
 a pickle.
 """
 
+import contextlib
+import errno
+import functools
 import json
 import os
-import re
+import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from codex_accel import files, manifest, tokenizer
-from codex_accel.config import StageConfig
+from codex_accel import files, manifest, run_folder, tokenizer
 from codex_accel.errors import UserError
+from codex_accel.events import LineLog
+from codex_accel.schema import TrainConfig
 
-FOLDER, TRAINER_STATE = "checkpoints", "trainer_state.json"
-NAME = re.compile(r"step-(\d{9})")
+TRAINER_STATE = "trainer_state.json"
+OTHER_MODEL = "Put the model back, or choose another output_dir."
+DAMAGED = "Restore the checkpoint from a copy, or delete it to go on from an older one."
+
+
+class SaveFailed(UserError):
+    """A checkpoint could not be written; the run's other checkpoints stand."""
 
 
 @dataclass
@@ -42,14 +52,23 @@ class TrainerState:
 
 
 def register_hooks(accelerator: Accelerator) -> None:
-    """Store weights under the names of the bare model, so that one process can load what two have saved."""
+    """Store weights under the names of the bare model, so that one process can load what two have saved.
+
+    FSDP and DeepSpeed store sharded states of their own, which load on another number of processes as they are.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, Any]], _: str) -> None:
         weights[:] = [_without_shared(accelerator.get_state_dict(model, unwrap=True)) for model in models]
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
+        path = Path(folder, "model.safetensors")
         while models:
-            load_model(accelerator.unwrap_model(models.pop()), Path(folder, "model.safetensors"))
+            try:
+                load_model(accelerator.unwrap_model(models.pop()), path)
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise UserError(f"{path}: does not fit this model ({_reason(error)}). {OTHER_MODEL}") from error
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -65,57 +84,172 @@ def _without_shared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     }
 
 
-def path_of(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of `step` stands."""
-    return run_dir / FOLDER / f"step-{step:09d}"
-
-
 def save(
     accelerator: Accelerator,
     run_dir: Path,
     state: TrainerState,
     *,
     model: Any,
-    config: StageConfig,
+    config: TrainConfig,
+    log: LineLog,
     tokenizer_folder: Path,
     parents: list[dict[str, Any]],
     identity: dict[str, Any],
-    keep_last: int,
-) -> list[str]:
-    """Write the checkpoint of `state.step`, then prune to the newest `keep_last`; returns the names pruned.
+    write_state: Callable[[str], object] | None = None,
+) -> None:
+    """Write the checkpoint of `state.step`; older ones stay (`retention.prune` removes them afterwards).
 
-    Every process must call this. `model` is the bare model, whose configuration goes in.
+    Every process must call this. `model` is the bare model, whose configuration goes in; `log` is metrics.ndjson.
+    `write_state` fills a folder with weights and optimizer, together with the other processes; by default it is
+    Accelerate's `save_state`, whatever the engine.
+
+    Raises: SaveFailed on every process if the disk of one has not taken it; what stood before stands, whole.
     """
-    final = path_of(run_dir, state.step)
-    needed = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if (free := shutil.disk_usage(run_dir).free) < needed:
-        raise UserError(f"{final}: needs about {needed:,} bytes, {free:,} are free. Make room; the older ones stand.")
+    final = run_folder.checkpoint_path(run_dir, state.step)
+    main, needed = accelerator.is_main_process, expected_bytes(model)
     [pid] = broadcast_object_list([os.getpid()])
     temporary = final.with_name(f"{files.TEMPORARY_PREFIX}{final.name}-{pid}")
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    pruned: list[str] = []
-    if accelerator.is_main_process:
+
+    def require_room() -> None:
+        if shutil.disk_usage(final.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        (write_state or accelerator.save_state)(str(temporary))
+
+    def add_what_belongs_to_it() -> None:
+        state.metrics_bytes = log.sync()
         for path in temporary.glob("random_states_*.pkl"):
             path.unlink()
         model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
+        _let_others_read(temporary)
         copy_tokenizer(tokenizer_folder, temporary)
-        payload = files.list_files(temporary)
         text = json.dumps({**asdict(state), "identity": identity}, indent=2)
         (temporary / TRAINER_STATE).write_text(text + "\n", encoding="utf-8")
-        facts = {"step": state.step, "num_target_tokens": state.num_target_tokens}
+
+    def seal() -> None:
+        facts = {
+            "step": state.step,
+            "num_target_tokens": state.num_target_tokens,
+            "num_processes": accelerator.num_processes,
+            "engine": accelerator.distributed_type.value,
+            "device": accelerator.device.type,
+            "num_threads": torch.get_num_threads(),
+        }
+        payload = [name for name in files.list_files(temporary) if name != TRAINER_STATE]
         manifest.seal(
-            temporary, kind="checkpoint", final=final, payload=payload, config=config, parents=parents, facts=facts
+            temporary,
+            kind="checkpoint",
+            final=final,
+            payload=payload,
+            config=config,
+            parents=parents,
+            facts=facts,
+            known=digests,
         )
-        if final.exists():  # a broken one that resuming has stepped back over
-            files.remove_folder(final)
-        os.rename(temporary, final)
-        files.fsync_path(final.parent)
-        point_latest(final)
-        pruned = prune(run_dir, keep_last=keep_last)
-    accelerator.wait_for_everyone()
-    return pruned
+        files.take_name(temporary, final)
+        if problems := manifest.problems_of_outline(final):
+            os.rename(final, temporary)
+            raise OSError(errno.EIO, "; ".join(problems))
+
+    together = functools.partial(_together, accelerator, final, needed)
+    try:
+        together(require_room)
+        together(write)
+        together(add_what_belongs_to_it if main else _nothing)
+        digests = {name: digest for share in together(_hash_share, temporary) for name, digest in share.items()}
+        together(seal if main else _nothing)
+    except SaveFailed:
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)  # what cannot be removed is swept at the next start
+        raise
+    if main:
+        with contextlib.suppress(OSError):  # the checkpoint stands without it
+            point_latest(final)
+
+
+def save_final(
+    run_dir: Path,
+    *,
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    config: TrainConfig,
+    tokenizer_folder: Path,
+    parents: list[dict[str, Any]],
+    facts: dict[str, Any],
+) -> str:
+    """Write `final`, a plain `from_pretrained` folder for everybody else; returns the digest of its manifest.
+
+    The main process alone calls this. Raises: SaveFailed; the checkpoints stand.
+    """
+    final = run_dir / run_folder.FINAL
+    try:
+        with files.staged_folder(final, overwrite=True) as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            _let_others_read(folder)
+            copy_tokenizer(tokenizer_folder, folder)
+            payload = files.list_files(folder)
+            return manifest.seal(
+                folder, kind="model", final=final, payload=payload, config=config, parents=parents, facts=facts
+            )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise SaveFailed(_not_saved(final, expected_bytes(model), [_reason(error)])) from error
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give weights the mode of the other files: safetensors 0.8 makes them readable to their owner alone."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
+
+
+def _nothing() -> None:
+    """What the other processes do while the main process writes."""
+
+
+def _together(
+    accelerator: Accelerator, final: Path, needed: int, work: Callable[..., Any], *arguments: Any
+) -> list[Any]:
+    """Results of `work` of all processes, in their order. Raises SaveFailed on all if it failed on any."""
+    cause: Exception | None = None
+    result, reason = None, ""
+    try:
+        result = work(*arguments)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch tells a full disk by a RuntimeError
+        cause, reason = error, _reason(error)
+    outcomes = gather_object([(result, reason)])
+    if reasons := [f"process {rank}: {reason}" for rank, (_, reason) in enumerate(outcomes) if reason]:
+        raise SaveFailed(_not_saved(final, needed, reasons)) from cause
+    return [result for result, _ in outcomes]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())[:200]
+
+
+def _not_saved(final: Path, needed: int, reasons: list[str]) -> str:
+    return (
+        f"{final}: was not saved ({'; '.join(reasons)}). It needs about {needed:,} bytes, "
+        f"{shutil.disk_usage(final.parent).free:,} are free. Older checkpoints stand. Mend the disk or make room, and "
+        "run the same command again."
+    )
+
+
+def expected_bytes(model: torch.nn.Module) -> int:
+    """Size of a checkpoint of `model` with AdamW: its weights, two moments of what trains, 1 MiB for the rest."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return weights + 2 * trainable + (1 << 20)
+
+
+def _hash_share(folder: Path) -> dict[str, str]:
+    """Digests of this process's share of the files in `folder`, which it has forced to the disk."""
+    process = PartialState()
+    names = sorted(files.list_files(folder), key=lambda name: (-(folder / name).stat().st_size, name))
+    mine = names[process.process_index :: process.num_processes]
+    return dict(zip(mine, files.flush_and_hash([folder / name for name in mine]), strict=True))
 
 
 def point_latest(final: Path) -> None:
@@ -133,53 +267,45 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def steps_saved(run_dir: Path) -> list[int]:
-    """Steps that have a checkpoint folder, newest first; the names decide, not their contents."""
-    found = (NAME.fullmatch(path.name) for path in (run_dir / FOLDER).glob("step-*"))
-    return sorted((int(match.group(1)) for match in found if match), reverse=True)
-
-
-def prune(run_dir: Path, *, keep_last: int) -> list[str]:
-    """Delete all but the newest `keep_last` checkpoints; returns their names."""
-    old = [path_of(run_dir, step) for step in steps_saved(run_dir)[keep_last:]]
-    for path in old:
-        files.remove_folder(path)
-    return [path.name for path in old]
-
-
-def newest_whole(run_dir: Path, on_rejected: Callable[[Path, list[str]], None]) -> Path | None:
-    """The newest checkpoint whose manifest verifies; each broken one is told to `on_rejected` and skipped."""
-    for step in steps_saved(run_dir):
-        path = path_of(run_dir, step)
-        if not (problems := manifest.problems_of(path)):
-            return path
-        on_rejected(path, problems)
-    return None
-
-
-def load(accelerator: Accelerator, folder: Path) -> tuple[TrainerState, dict[str, Any]]:
+def load(
+    accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], object] | None = None
+) -> tuple[TrainerState, dict[str, Any]]:
     """Bring model and optimizer to the checkpoint in `folder`; returns the state and the identity it was saved with.
 
-    Raises: UserError for a pickle that Accelerate would run.
+    `read_state` is the counterpart of `save`'s `write_state`.
+
+    Raises: UserError for a pickle that Accelerate would run, for a trainer state that is not one, and for weights or
+    moments that do not fit.
     """
     if pickles := sorted(folder.glob("*.pkl")):
-        raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. Remove this checkpoint.")
-    stored = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-    identity = stored.pop("identity")
-    accelerator.load_state(str(folder))
+        raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. {DAMAGED}")
+    state, identity = stored_state(folder)
+    try:
+        (read_state or accelerator.load_state)(str(folder))
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:  # torch's own words advise to load it without care
+        raise UserError(f"{folder}: the optimizer state (optimizer.bin) holds more than numbers. {DAMAGED}") from error
+    except Exception as error:  # of a file that is no optimizer state, each its own kind
+        reason = f"{type(error).__name__}: {_reason(error)}"
+        raise UserError(
+            f"{folder}: the optimizer state (optimizer.bin) does not fit ({reason}). {OTHER_MODEL}"
+        ) from error
     accelerator.step = 0  # of its accumulation window
+    return state, identity
+
+
+def stored_state(folder: Path) -> tuple[TrainerState, dict[str, Any]]:
+    """The numbers of trainer_state.json and the identity. Raises UserError if a number is missing, odd or unknown."""
+    path = folder / TRAINER_STATE
+    wanted = {field.name: type(field.default) for field in fields(TrainerState)}
+    try:
+        stored = json.loads(path.read_bytes())
+        identity = stored.pop("identity")
+        right = {name: type(value) for name, value in stored.items()} == wanted and isinstance(identity, dict)
+        right = right and all(0 <= value < 1 << 63 for value in stored.values())  # false for NaN too
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise UserError(f"{path}: does not hold {', '.join(wanted)} and identity. {DAMAGED}")
     return TrainerState(**stored), identity
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], *, allowed: list[str], prefix: str = "") -> list[str]:
-    """Lines `key: before -> now` where two identities differ, leaving out allowed keys and what lies below them."""
-    lines = []
-    for key in sorted(set(before) | set(now)):
-        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
-        if name in allowed or old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, allowed=allowed, prefix=f"{name}.")
-        else:
-            lines.append(f"{name}: {old!r} -> {new!r}")
-    return lines

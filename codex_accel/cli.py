@@ -28,11 +28,11 @@ FLAGS = {
 
 
 def parse(
-    model: type[StageConfig], argv: Sequence[str] | None, *, doc: str, stage: str, positional: str | None = None
+    model: type[StageConfig], argv: Sequence[str] | None, *, doc: str, stage: str, positional: Sequence[str] = ()
 ) -> Any:
     """The checked configuration for `argv` (default: the process's arguments).
 
-    `doc` is the script's docstring, shown by `--help`; `positional` names the key that a bare argument sets.
+    `doc` is the script's docstring, shown by `--help`; `positional` names the keys that bare arguments set, in order.
 
     Raises: UserError with every problem at once; SystemExit(0) after `--help` and the other printing flags.
     """
@@ -53,6 +53,7 @@ def parse(
             path = Path(value if has_value else arguments.pop(0))
         elif name.startswith("--"):
             key = name[2:].replace("-", "_")
+            key = f"as_{key}" if f"as_{key}" in model.model_fields else key  # --json, a name that pydantic takes
             if has_value:
                 overrides.append((key, value))
             elif _is_bool(model, key) and not (arguments and arguments[0] in ("true", "false")):
@@ -63,10 +64,11 @@ def parse(
                 problems.append(f"command line: {argument}: needs a value. Write {argument} VALUE or {key}=VALUE.")
         elif has_value:
             overrides.append((name, value))
-        elif positional and any(key == positional for key, _ in overrides):
-            problems.append(f"command line: {argument!r}: {positional} is already given. Run once for each.")
+        elif unset := [key for key in positional if all(key != given for given, _ in overrides)]:
+            overrides.append((unset[0], argument))
         elif positional:
-            overrides.append((positional, argument))
+            what = f"{' and '.join(positional)} {'is' if len(positional) == 1 else 'are'} already given"
+            problems.append(f"command line: {argument!r}: {what}. Run once for each.")
         else:
             problems.append(f"command line: {argument!r}: is not of the form section.key=value. See --help.")
     if action in ("-h", "--help"):

@@ -8,12 +8,15 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from codex_accel.errors import UserError
 
+T = TypeVar("T")
 TEMPORARY_PREFIX = ".tmp-"  # being written
 TRASH_PREFIX = ".trash-"  # being deleted
 CHUNK_BYTES = 1 << 20
@@ -32,15 +35,37 @@ def sha256_file(path: Path) -> str:
 
 def sha256_files(paths: Iterable[Path]) -> list[str]:
     """Digests in the order of `paths`, hashed on all cores (hashlib releases the interpreter lock)."""
+    return _on_all_cores(sha256_file, list(paths))
+
+
+def flush_and_hash(paths: Sequence[Path]) -> list[str]:
+    """As `sha256_files`; meanwhile a thread forces the same files to the disk, which waits and needs no core."""
+    with ThreadPoolExecutor(max_workers=1) as flushing:
+        flushed = [flushing.submit(fsync_path, path) for path in _largest_first(paths)]
+        digests = _on_all_cores(sha256_file, paths)
+        for future in flushed:
+            future.result()
+    return digests
+
+
+def _on_all_cores(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return list(pool.map(sha256_file, paths))
+        results = dict(zip(order := _largest_first(paths), pool.map(function, order), strict=True))
+    return [results[path] for path in paths]
+
+
+def _largest_first(paths: Sequence[Path]) -> list[Path]:
+    """So that no large file is begun last, on one core, while the others wait."""
+    return sorted(paths, key=lambda path: -path.stat().st_size)
 
 
 def fsync_path(path: Path) -> None:
-    """Force a file's bytes, or a folder's list of names, to the disk."""
+    """Force a file's bytes, or a folder's list of names, to the disk. Raises: OSError that names the path."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 
@@ -57,8 +82,8 @@ def write_durable(path: Path, data: bytes) -> None:
 def list_files(folder: Path) -> list[str]:
     """Every file below `folder` as a sorted list of relative names with forward slashes.
 
-    Raises: UserError for a symbolic link, which could point outside the folder that a manifest vouches for, and for
-    what cannot be listed.
+    Raises: UserError for a symbolic link, which could point outside the folder that a manifest vouches for, for a
+    device, pipe or socket, which might never end, for a name that is not UTF-8, and for what cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -68,7 +93,12 @@ def list_files(folder: Path) -> list[str]:
     for root, folders, files in os.walk(folder, onerror=refuse):
         for name in [*folders, *files]:
             path = Path(root, name)
-            if path.is_symlink():
+            mode = path.lstat().st_mode
+            if any("\ud800" <= character <= "\udfff" for character in name):  # stand for bytes that are not UTF-8
+                raise UserError(f"{str(path)!a}: is no name in UTF-8, so it cannot be recorded. Rename the file.")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise UserError(f"{path}: is a device, pipe or socket, which an artefact may not hold. Remove it.")
+            if stat.S_ISLNK(mode):
                 raise UserError(f"{path}: is a symbolic link, which an artefact may not hold. Copy the file instead.")
         names += [Path(root, name).relative_to(folder).as_posix() for name in files]
     return sorted(names)
@@ -149,13 +179,17 @@ def take_name(temporary: Path, final: Path) -> None:
 
     The caller has flushed the files inside (`manifest.seal` does).
     """
+    replaced, renamed = None, False
     try:
         replaced = move_to_trash(final) if final.exists() else None
         os.rename(temporary, final)
+        renamed = True
         fsync_path(final.parent)
-        if replaced:
-            shutil.rmtree(replaced)
     except BaseException:
+        if renamed:
+            os.rename(final, temporary)  # its name may not be on the disk
         if not final.exists() and _trash_name(final).exists():
             os.rename(_trash_name(final), final)
         raise
+    if replaced:
+        shutil.rmtree(replaced)

@@ -8,7 +8,7 @@ shows. `manifest.json` names every file with its SHA-256 and every parent by the
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,15 +48,19 @@ def seal(
     parents: Iterable[dict[str, Any]] = (),
     sources: Iterable[dict[str, Any]] = (),
     facts: dict[str, Any] | None = None,
+    known: dict[str, str] | None = None,
 ) -> str:
     """Write `config.yaml`, `manifest.json` and `SHA256SUMS` into the filled `folder` and flush it all to the disk.
 
     `payload` are the files that make up the content; all others are recorded but do not enter `content_digest`. `final`
-    is the name that the folder will get, used to store parents' paths relative to it. Returns the manifest digest.
+    is the name that the folder will get, used to store parents' paths relative to it. `known` are the digests of files
+    that `files.flush_and_hash` has done already. Returns the manifest digest.
     """
     (folder / CONFIG).write_text(configuration.to_yaml(config), encoding="utf-8")
     names = files.list_files(folder)
-    digests = dict(zip(names, files.sha256_files(folder / name for name in names), strict=True))
+    digests = dict(known or {})
+    rest = [name for name in names if name not in digests]
+    digests |= zip(rest, files.flush_and_hash([folder / name for name in rest]), strict=True)
     wanted = set(payload)
     resources = [
         {
@@ -89,9 +93,9 @@ def seal(
     digests[MANIFEST] = files.sha256_bytes(data)
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     (folder / SUMS).write_text(lines, encoding="utf-8")
-    for path in sorted(folder.rglob("*"), reverse=True):
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in (folder / MANIFEST, folder / SUMS, *reversed(folders)):
         files.fsync_path(path)
-    files.fsync_path(folder)
     return digests[MANIFEST]
 
 
@@ -106,6 +110,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest as it stands, unchecked. Raises UserError if there is none or it is not one of ours."""
     path = folder / MANIFEST
     try:
+        if path.is_fifo() or path.is_socket() or path.is_char_device():  # opening it might wait for ever
+            raise UserError(f"{path}: is a device, pipe or socket. Restore the folder from a copy.")
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Give a folder made by this toolkit.") from error
@@ -119,15 +125,35 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: has format version {document.get('format_version')!r}; this code reads {FORMAT_VERSION}."
         )
+    records = {key: document.get(key) for key in ("resources", "parents", "sources")}
+    for key, value in records.items():
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise UserError(f"{path}: is damaged: {key} is not a list of objects. Restore the folder from a copy.")
+    for record in (*document["parents"], *document["sources"]):
+        if not isinstance(place := record.get("path"), str) or "\0" in place:
+            raise UserError(f"{path}: is damaged: {place!r} is no path. Restore the folder from a copy.")
+    if not isinstance(document.get("facts"), dict) or any(
+        not isinstance(r.get("kind"), str) for r in document["parents"]
+    ):
+        raise UserError(
+            f"{path}: is damaged: its facts, or a parent's kind, are missing. Restore the folder from a copy."
+        )
     return document
 
 
 def problems_of(folder: Path) -> list[str]:
     """Everything wrong with one folder, by itself: one line a problem, empty if it is whole."""
+    return _problems(folder, _changed)
+
+
+def problems_of_outline(folder: Path) -> list[str]:
+    """As `problems_of`, by names and sizes and the manifest itself: no payload is hashed."""
+    return _problems(folder, lambda folder, listed, sums: _changed(folder, {MANIFEST: None}, sums))
+
+
+def _problems(folder: Path, changed: Callable[[Path, dict[str, Any], dict[str, str]], list[str]]) -> list[str]:
     try:
-        names = files.list_files(folder)
-        document = read(folder)
-        sums = _read_sums(folder)
+        names, document, sums = files.list_files(folder), read(folder), _read_sums(folder)
     except UserError as error:
         return error.problems
     except OSError as error:
@@ -141,17 +167,9 @@ def problems_of(folder: Path) -> list[str]:
         for name in names:
             if name not in listed and name not in (MANIFEST, SUMS) and not _is_harmless(name):
                 problems.append(f"{folder / name}: is not listed in {MANIFEST}. Remove it, nothing vouches for it.")
-        present = [name for name in names if name in listed or name == MANIFEST]
-        for name, digest in zip(present, files.sha256_files(folder / n for n in present), strict=True):
-            if name in listed and (folder / name).stat().st_size != listed[name]["size"]:
-                size = (folder / name).stat().st_size
+            if name in listed and (size := (folder / name).stat().st_size) != listed[name]["size"]:
                 problems.append(f"{folder / name}: has {size} bytes, {listed[name]['size']} were written.")
-            elif name in listed and digest != listed[name]["digest"]:
-                problems.append(
-                    f"{folder / name}: has changed: SHA-256 {digest}, {listed[name]['digest']} was written."
-                )
-            if sums.get(name) != digest:
-                problems.append(f"{folder / name}: SHA-256 {digest} is not the one in {SUMS} ({sums.get(name)}).")
+        problems += changed(folder, {name: listed.get(name) for name in names if name in (MANIFEST, *listed)}, sums)
         if content_digest(document["resources"]) != document["content_digest"]:
             problems.append(f"{folder / MANIFEST}: content_digest does not follow from the listed files.")
         if self_digest(document) != document["self_digest"]:
@@ -160,6 +178,18 @@ def problems_of(folder: Path) -> list[str]:
         return [f"{error.filename}: cannot be read ({error.strerror})."]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         return [f"{folder / MANIFEST}: is damaged: {type(error).__name__} at {error}."]
+    return problems
+
+
+def _changed(folder: Path, present: dict[str, Any], sums: dict[str, str]) -> list[str]:
+    """Lines for files whose SHA-256 is not the recorded one; `present` maps names to resources, or None."""
+    problems = []
+    for name, digest in zip(present, files.sha256_files(folder / name for name in present), strict=True):
+        resource = present[name]
+        if resource and digest != resource["digest"] and (folder / name).stat().st_size == resource["size"]:
+            problems.append(f"{folder / name}: has changed: SHA-256 {digest}, {resource['digest']} was written.")
+        if sums.get(name) != digest:
+            problems.append(f"{folder / name}: SHA-256 {digest} is not the one in {SUMS} ({sums.get(name)}).")
     return problems
 
 
@@ -196,11 +226,13 @@ def _is_safe(name: str) -> bool:
 
 
 def _is_harmless(name: str) -> bool:
-    return PurePosixPath(name).name.startswith(".") or name.endswith(HARMLESS_SUFFIXES)
+    """Whether nothing loads a file of this name; `.metadata` of torch's sharded checkpoints is a pickle that is."""
+    last = PurePosixPath(name).name
+    return last != ".metadata" and (last.startswith(".") or name.endswith(HARMLESS_SUFFIXES))
 
 
 def require(folder: Path, *, kinds: Collection[str], verify: bool, key: str = "") -> dict[str, Any]:
-    """The manifest of a folder that is about to be used, checked if `verify`.
+    """The manifest of a folder that is about to be used, checked if `verify`; no links and pipes in any case.
 
     Raises: UserError naming `key`, the folder and the first damaged file, or a kind that does not fit.
     """
@@ -212,6 +244,7 @@ def require(folder: Path, *, kinds: Collection[str], verify: bool, key: str = ""
         raise UserError(f"{where}holds a {document.get('kind')}, not a {' or '.join(kinds)}.")
     if verify and (problems := problems_of(folder)):
         raise UserError(*(f"{where}is damaged. {problem}" for problem in problems))
+    files.list_files(folder)
     return document
 
 
@@ -229,7 +262,7 @@ def as_parent(folder: Path, *, verify: bool = False) -> dict[str, Any]:
         }
     if verify and (problems := problems_of(folder)):
         raise UserError(*problems)
-    document = read(folder)
+    document = read(folder)  # before its digest: what is no file must not be hashed
     return {
         "kind": document["kind"],
         "path": str(folder),
@@ -256,6 +289,8 @@ def find_model(path: Path, *, verify: bool, key: str) -> Path:
         raise UserError(f"{key} = '{folder}': has no config.json. Give a folder that from_pretrained loads.")
     if (folder / MANIFEST).exists():
         require(folder, kinds=("checkpoint", "model"), verify=verify, key=key)
+    else:
+        files.list_files(folder)  # refuses links and what is no file
     return folder
 
 
@@ -302,7 +337,7 @@ def check_tree(folder: Path, *, recursive: bool, expected: dict[str, Any] | None
         node.problems.append(f"{folder}: is missing, a {expected['kind'] if expected else 'folder'} is expected there.")
         return node
     node.problems = problems_of(folder)
-    if expected and (folder / MANIFEST).exists():
+    if expected and (folder / MANIFEST).is_file():
         digest = files.sha256_file(folder / MANIFEST)
         if digest != expected["manifest_digest"]:
             node.problems.append(
@@ -342,6 +377,8 @@ def _check_source(folder: Path, source: dict[str, Any]) -> Node:
     node = Node(f"raw  {path}  sha256 {source['sha256'][:12]}")
     if not path.is_file():
         node.problems.append(f"{path}: is missing.")
+    elif (size := path.stat().st_size) != source["size"]:  # before hashing: /proc/kcore has no end
+        node.problems.append(f"{path}: has {size:,} bytes, {source['size']:,} were read.")
     elif files.sha256_file(path) != source["sha256"]:
         node.problems.append(f"{path}: has changed since it was read.")
     return node

@@ -5,13 +5,13 @@ folder runs, and documents that share a block are isolated in fact, not by assum
 """
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -27,6 +27,7 @@ logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "passing in an `attention_mask`" not in record.getMessage()
 )
 
+ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
 SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
@@ -107,6 +108,10 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
         raise UserError(
             f"{key} = '{folder}': has no *.safetensors weights. Pickled weights are not loaded; convert them."
         )
+    if (folder / ADAPTER).exists():  # transformers would load it without a word where peft is installed
+        raise UserError(f"{key} = '{folder / ADAPTER}': adapters are not loaded. Merge it into the weights first.")
+    _require_own_attention(folder, key=key)
+    _require_shards_inside(folder, key=key)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -117,14 +122,57 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key} = '{folder}': cannot be loaded ({' '.join(str(error).split())[:300]}).") from error
+    except Exception as error:  # each model class raises its own kinds for a configuration that does not fit together
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{key} = '{folder}': cannot be loaded ({reason}). Mend its configuration.") from error
     model, loading = loaded
     bad = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(bad.values()):
         told = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in bad.items() if names)
         raise UserError(f"{key} = '{folder}': its weights do not fit its config.json ({told}).")
     return model
+
+
+def _require_own_attention(folder: Path, *, key: str) -> None:
+    """Raise UserError if config.json names a kernel of a repository, as `_attn_implementation: owner/name` does.
+
+    transformers looks for it, and runs its code, before it heeds the implementation that the caller asks for.
+    """
+    path = folder / "config.json"
+    try:
+        level = [json.loads(path.read_bytes())]
+    except (ValueError, RecursionError) as error:
+        what = f"is not JSON ({' '.join(str(error).split())}). Copy the folder again."
+        raise UserError(f"{key} = '{path}': {what}") from error
+    while level:
+        for name, value in ((name, value) for item in level if isinstance(item, dict) for name, value in item.items()):
+            if name.endswith("_implementation") and "/" in json.dumps(value):
+                what = f"{name} = {value!r} is code of a repository, which is not run. Remove the key."
+                raise UserError(f"{key} = '{path}': {what}")
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        ]
+
+
+def _require_shards_inside(folder: Path, *, key: str) -> None:
+    """Raise UserError unless an index of weights names safetensors files of this very folder: transformers follows it.
+
+    The index is that of `save_pretrained`: {"weight_map": {parameter: file name}}.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        return
+    try:
+        names = set(json.loads(path.read_bytes())["weight_map"].values())
+        bad = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"is no index of weights ({type(error).__name__}). Copy the folder again."
+        raise UserError(f"{key} = '{path}': {what}") from error
+    if bad:
+        what = f"names {bad[0]!r}, which is no *.safetensors file of this folder. Copy the folder again."
+        raise UserError(f"{key} = '{path}': {what}")
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -1,35 +1,24 @@
-"""What one training run is: its folder, its length, its identity, its ancestors, and what it says.
+"""What one training run is: its length, its ancestors, where it goes on from, and what it says.
 
-Rule: a run is the same run only if its identity is; a difference is told, never taken over in silence. The loop itself
-stands in `scripts/train.py`.
+Rule: whatever stops a run tells where it can go on. The loop itself stands in `scripts/train.py`.
 """
 
-import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from codex_accel import checkpoint, files, manifest
+from codex_accel import checkpoint, files, identity, manifest, retention, run_folder
+from codex_accel import config as configuration
 from codex_accel import tokenizer as tokenizers
-from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
 from codex_accel.packing import Batch
 from codex_accel.schema import TrainConfig
-from codex_accel.yaml_reader import read_yaml
-
-# What must be equal for a checkpoint to belong to the same run; paths, logging and saving may change freely.
-LOCK = ".lock"
-SECTIONS = ("seed", "model", "data", "training", "optimizer", "schedule")
-IDENTITY = {
-    "training": ("micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite"),
-    "data": ("train_split", "block_size", "isolate_documents"),
-}
 
 
 def accumulation_steps(config: TrainConfig) -> int:
@@ -45,28 +34,6 @@ def accumulation_steps(config: TrainConfig) -> int:
     return total // (micro * num_processes)
 
 
-def make_folder(run_dir: Path) -> Any:
-    """Make the run folder and lock it; the lock lasts as long as the returned file is open, or the process lives.
-
-    Raises: UserError before anything expensive if it cannot be written to, or another process trains in it.
-    """
-    try:
-        (run_dir / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
-        files.write_durable(run_dir / checkpoint.FOLDER / ".tmp-probe", b"")
-        (run_dir / checkpoint.FOLDER / ".tmp-probe").unlink()
-        lock = open(run_dir / LOCK, "a+")  # noqa: SIM115  kept open for as long as the run lasts
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"output_dir = '{run_dir}': another process trains in it. Wait for it, or choose another."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"output_dir = '{run_dir}': cannot be written ({error.strerror}). Choose another folder."
-        ) from error
-    return lock
-
-
 def set_deterministic() -> None:
     """Deterministic kernels, the cuBLAS workspace they need, and no TF32."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -78,6 +45,8 @@ def set_deterministic() -> None:
 
 def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify: bool) -> Path:
     """The tokenizer that the dataset was made with, checked against the dataset's record of it."""
+    if not dataset_manifest["parents"]:
+        raise UserError(f"{dataset / manifest.MANIFEST}: names no tokenizer as a parent. Prepare the data again.")
     record = dataset_manifest["parents"][0]  # prepare_data puts it first
     folder = Path(os.path.normpath(dataset / record["path"]))
     problems = manifest.check_tree(folder, recursive=False, expected=record).problems if verify else []
@@ -103,15 +72,10 @@ def parents(dataset: Path, tokenizer: Path, start: Path | None) -> list[dict[str
 
 def branch_parents(chosen: Path, run_dir: Path) -> list[dict[str, Any]]:
     """The checkpoint of another run that this run branched from: `chosen`, or what `chosen` itself recorded."""
-    if not is_own(chosen, run_dir):
+    if not run_folder.is_own(chosen, run_dir):
         return [manifest.as_parent(chosen)]
     records = [record for record in manifest.read(chosen)["parents"] if record["kind"] == "checkpoint"]
     return [{**record, "path": os.path.normpath(chosen / record["path"])} for record in records]
-
-
-def is_own(checkpoint_dir: Path, run_dir: Path) -> bool:
-    """Whether a checkpoint lies in this run's folder."""
-    return checkpoint_dir.resolve().parent == (run_dir / checkpoint.FOLDER).resolve()
 
 
 def is_complete(config: TrainConfig, run_dir: Path) -> bool:
@@ -119,67 +83,13 @@ def is_complete(config: TrainConfig, run_dir: Path) -> bool:
 
     Raises: UserError with the differences if it was made with others that `allow_drift` does not name.
     """
-    if config.resume != "auto" or not (run_dir / "final" / manifest.CONFIG).exists():
+    if config.resume != "auto" or not (run_dir / run_folder.FINAL / manifest.CONFIG).exists():
         return False
-    saved, _, _ = read_yaml(run_dir / "final" / manifest.CONFIG)
-    now = config.model_dump(mode="json")
-    before, after = ({key: values[key] for key in SECTIONS} for values in (saved, now))
-    require_same(run_dir, before, after, allowed=config.allow_drift)
+    saved = configuration.load(TrainConfig, path=run_dir / run_folder.FINAL / manifest.CONFIG)
+    settings = (each.model_dump(mode="json") for each in (saved, config))
+    before, after = ({"model": values["model"], **identity.decisive(values)} for values in settings)
+    identity.require_same(run_dir, before, after, allowed=config.allow_drift)
     return before == after
-
-
-def require_same(place: Path, before: dict[str, Any], now: dict[str, Any], *, allowed: list[str]) -> None:
-    """Raise UserError with a line for each difference that `allowed` does not name."""
-    if differing := checkpoint.differences(before, now, allowed=allowed):
-        raise UserError(
-            f"{place}: was made with other settings, so going on from it would not be the same run.",
-            *(f"  {line}" for line in differing),
-            "Put them back, name each in allow_drift, or choose another output_dir.",
-        )
-
-
-def require_known_drift(config: TrainConfig, identity: dict[str, Any]) -> None:
-    """Raise UserError if `allow_drift` names something that is not part of a run's identity."""
-    names = list(_names(identity))
-    unknown = [name for name in config.allow_drift if name not in names]
-    if unknown:
-        raise UserError(
-            *(config.problem("allow_drift", f"{n!r}: no such key. {did_you_mean(n, names)}") for n in unknown)
-        )
-
-
-def _names(identity: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in identity.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict) and prefix.count(".") < 1:
-            yield from _names(value, f"{prefix}{key}.")
-
-
-def identity(
-    config: TrainConfig,
-    dataset_manifest: dict[str, Any],
-    parents: list[dict[str, Any]],
-    model: Any,
-    *,
-    mixed_precision: str,
-) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it, as plain JSON values."""
-    settings = config.model_dump(mode="json")
-    architecture = model.config.to_dict()
-    architecture.pop("transformers_version", None)
-    lengths = {key: settings["training"][key] for key in ("max_steps", "max_epochs", "max_tokens")}
-    document = {
-        "seed": config.seed,
-        "dataset": dataset_manifest["content_digest"],
-        "tokenizer": parents[1]["content_digest"],
-        "model": {"start": [p["content_digest"] for p in parents[2:]], "architecture": architecture},
-        "optimizer": settings["optimizer"],
-        "schedule": settings["schedule"],
-        "data": {key: settings["data"][key] for key in IDENTITY["data"]},
-        "mixed_precision": mixed_precision,
-        "training": {**{key: settings["training"][key] for key in IDENTITY["training"]}, **lengths},
-    }
-    return json.loads(json.dumps(document, default=str))
 
 
 def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
@@ -194,44 +104,103 @@ def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
     return min(limits), steps_per_epoch
 
 
-def choose_checkpoint(
-    config: TrainConfig, run_dir: Path, on_rejected: Callable[[Path, list[str]], None]
-) -> Path | None:
-    """Where to go on from: `resume: auto` the newest whole checkpoint of this run, or None for a fresh start."""
+def choose_checkpoint(config: TrainConfig, run_dir: Path, on_damaged: Callable[[Path, list[str]], None]) -> Path | None:
+    """Where to go on from: `resume: auto` the newest whole checkpoint of this run, or None for a fresh start.
+
+    `resume: PATH` of another run begins a branch; said again, it goes on with that branch.
+    """
+    steps = run_folder.steps_saved(run_dir)
     if config.resume == "never":
-        if steps := checkpoint.steps_saved(run_dir):
+        if steps:
             what = f"never, but {run_dir} holds a run at step {steps[0]}. Choose another output_dir, or resume=auto."
             raise UserError(config.problem("resume", what))
         return None
-    if config.resume != "auto":
-        path = Path(config.resume)
-        step = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")["facts"]["step"]
-        if not is_own(path, run_dir) and (run_dir / "metrics.ndjson").stat().st_size:
-            what = f"is of another run, but {run_dir} holds a run already. Choose another output_dir for the branch."
-            raise UserError(config.problem("resume", what))
-        if newer := [saved for saved in checkpoint.steps_saved(run_dir) if saved > step]:
-            what = (
-                f"is at step {step}, but {run_dir} goes to step {newer[0]}. Choose another output_dir for the branch."
-            )
-            raise UserError(config.problem("resume", what))
-        return path
-    found = checkpoint.newest_whole(run_dir, on_rejected)
-    if found is None and checkpoint.steps_saved(run_dir):
+    if config.resume != "auto" and (named := _named_checkpoint(config, run_dir, steps)):
+        return named
+    found = run_folder.newest_whole(run_dir, on_damaged)
+    if found is None and steps:
         what = f"no checkpoint in {run_dir} is whole. Restore one from a copy, or choose another output_dir."
         raise UserError(config.problem("resume", what))
     return found
+
+
+def _named_checkpoint(config: TrainConfig, run_dir: Path, steps: list[int]) -> Path | None:
+    """The checkpoint that `resume` names; None if this run is a branch of it and has checkpoints of its own."""
+    path = Path(config.resume)
+    step = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="resume")["facts"].get("step")
+    if not isinstance(step, int):
+        raise UserError(f"{path / manifest.MANIFEST}: has no step among its facts. Take another checkpoint.")
+    if run_folder.is_own(path, run_dir):
+        if steps and steps[0] > step:
+            what = f"is at step {step}, but {run_dir} goes to step {steps[0]}. Choose another output_dir for a branch."
+            raise UserError(config.problem("resume", what))
+        return path
+    begun = bool(steps) or (run_dir / run_folder.METRICS).stat().st_size > 0
+    if begun and files.sha256_file(path / manifest.MANIFEST) not in _recorded_parents(run_dir):
+        what = f"is of another run, but {run_dir} holds a run already. Choose another output_dir for the branch."
+        raise UserError(config.problem("resume", what))
+    return None if steps else path
+
+
+def _recorded_parents(run_dir: Path) -> list[str]:
+    """Manifest digests of what the run in the folder was made from, as run.json says."""
+    try:
+        return [record["manifest_digest"] for record in json.loads((run_dir / "run.json").read_bytes())["parents"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def prune(config: TrainConfig, run_dir: Path, events: LineLog) -> None:
+    """Delete the checkpoints that the configuration does not keep; a disk that refuses is tried again next time."""
+    try:
+        if pruned := retention.prune(run_dir, config.checkpoint):
+            event(events, "prune", ", ".join(pruned))
+    except (OSError, UserError) as error:
+        place = run_dir / run_folder.CHECKPOINTS
+        event(events, "failed prune", f"{place}: {error}")
+        print(f"warning: {place}: old checkpoints cannot be deleted ({error}). The next save tries again.")
+
+
+# --- what stops a run -----------------------------------------------------------------------------------------------
+
+
+def stands(saved_step: int) -> str:
+    """Which checkpoint a run that stops now can go on from, as a sentence."""
+    return f"The checkpoint of step {saved_step} stands." if saved_step >= 0 else "No checkpoint was written yet."
+
+
+def on_failed_save(config: TrainConfig, events: LineLog, error: checkpoint.SaveFailed) -> None:
+    """Note a save that failed; raises it again if it is to stop the run."""
+    event(events, "failed save", str(error), policy=config.checkpoint.on_failed_save)
+    if config.checkpoint.on_failed_save == "stop":
+        raise error
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {error}")
 
 
 def on_nonfinite(config: TrainConfig, events: LineLog, *, step: int, grad_norm: float, saved_step: int) -> None:
     """Note a non-finite gradient at `step`; raises UserError if it is to stop the run."""
     event(events, "skip", f"gradient norm {grad_norm} at step {step}", policy=config.training.on_nonfinite)
     if config.training.on_nonfinite == "stop":
-        where = f"The checkpoint of step {saved_step} stands." if saved_step >= 0 else "No checkpoint was written yet."
         what = (
-            f"stop: the gradient norm is {grad_norm} at step {step}. {where} "
+            f"stop: the gradient norm is {grad_norm} at step {step}. {stands(saved_step)} "
             "Lower optimizer.learning_rate, or say training.on_nonfinite=skip."
         )
         raise UserError(config.problem("training.on_nonfinite", what))
+
+
+def on_error(config: TrainConfig, error: Exception, *, step: int, saved_step: int) -> NoReturn:
+    """Raise UserError if `error` says that memory ran out (CUDA, CPU allocator or NumPy), else `error` itself."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        batch, length = config.training.micro_batch_size, config.data.block_size
+        what = (
+            f"{batch} sequences of {length} tokens do not fit into memory at step {step} "
+            f"({' '.join(text.split())[:160]}). {stands(saved_step)} Lower training.micro_batch_size: the batch of a "
+            "step stays training.global_batch_size, by more accumulation; name it in allow_drift to go on."
+        )
+        raise UserError(config.problem("training.micro_batch_size", what)) from error
+    raise error
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:

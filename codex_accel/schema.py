@@ -13,6 +13,7 @@ from codex_accel.config import Section, StageConfig
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+BestMetric = Literal["loss", "perplexity", "bits_per_byte", "token_accuracy"]
 
 
 def _length(value: Any) -> Any:
@@ -295,6 +296,9 @@ class Training(Section):
     max_time_s: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Stop after this time; seconds, restarts included"
     )
+    stop_at_step: Positive | None = Field(
+        None, description="Save and stop at this step as a signal would; the schedule stays that of the whole run"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Clip the gradient norm to this; null: never"
     )
@@ -351,7 +355,12 @@ class Checkpoint(Section):
     """When the state of the run is saved; it always is at the end."""
 
     every_steps: Positive | None = Field(None, description="Steps between checkpoints; null: only at the end")
-    keep_last: Positive = Field(2, description="Checkpoints to keep")
+    keep_last: Positive = Field(2, description="Newest checkpoints to keep")
+    keep_best: Annotated[int, Field(ge=0)] = Field(0, description="Best checkpoints to keep besides, by best_metric")
+    best_metric: BestMetric = Field("loss", description="Value of the evaluations that tells which is best")
+    on_failed_save: Literal["stop", "go_on"] = Field(
+        "stop", description="What a save that fails does (disk full, I/O error); go_on trains on and tries the next"
+    )
 
 
 class Log(Section):
@@ -380,6 +389,27 @@ class TrainConfig(StageConfig):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _best_is_evaluated(self) -> "TrainConfig":
+        saved, evaluated, best = self.checkpoint.every_steps, self.evaluation.every_steps, self.checkpoint.keep_best
+        if best and self.data.validation_split is None:
+            raise ValueError(
+                f"checkpoint.keep_best = {best} needs data.validation_split. Name one, or set keep_best = 0."
+            )
+        if best and (not saved or not evaluated or evaluated % saved):
+            shown = ["null" if steps is None else steps for steps in (evaluated, saved)]
+            raise ValueError(
+                f"checkpoint.keep_best = {best} needs a checkpoint of each step that is evaluated, but "
+                f"evaluation.every_steps = {shown[0]} is not a multiple of checkpoint.every_steps = {shown[1]}. "
+                "Make it one, or set keep_best = 0."
+            )
+        if best and self.checkpoint.best_metric == "bits_per_byte" and self.evaluation.max_windows is not None:
+            raise ValueError(
+                "checkpoint.best_metric = bits_per_byte needs evaluation.max_windows = null: a part of the split has "
+                "none. Or take loss."
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> "TrainConfig":
@@ -452,6 +482,33 @@ class VerifyConfig(StageConfig):
     digest: str | None = Field(
         None, description="SHA-256 that its manifest.json must have, as printed when it was made"
     )
+
+
+class CheckpointsConfig(StageConfig):
+    """Keys of scripts/checkpoints.py."""
+
+    run: NonEmpty = Field(description="Run folder")
+    action: Literal["list", "verify", "prune"] = Field(
+        "list", description="list: what is there; verify: hash every checkpoint; prune: delete by the rules below"
+    )
+    keep_last: Positive | None = Field(
+        None, description="Newest checkpoints to keep; null: as the run's own config says"
+    )
+    keep_best: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Best checkpoints to keep besides; null: as the run's own config says"
+    )
+    best_metric: BestMetric | None = Field(None, description="Value that tells which is best; null: as the run says")
+    as_json: bool = Field(False, description="Print one JSON document instead of lines; --json for short")
+
+
+class ReplayConfig(StageConfig):
+    """Keys of scripts/replay.py."""
+
+    checkpoint: NonEmpty = Field(description="Checkpoint to make again from the one before it")
+    start: NonEmpty = Field(
+        "auto", description="auto: from the newest older checkpoint of the run; scratch: from step 0; or its path"
+    )
+    output_dir: str | None = Field(None, description="Keep the replayed run here; null: in a folder that is removed")
 
 
 class TableConfig(StageConfig):

@@ -374,7 +374,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
         if path.is_file():
             try:
                 settings |= dict(json.loads(path.read_bytes()))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise UserError(f"{path}: is no JSON object ({error}). Copy the folder again, or train one.") from error
     return settings
 

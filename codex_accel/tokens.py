@@ -232,8 +232,21 @@ class TokenStore:
 
 
 def _open(path: Path) -> list[pa.RecordBatch]:
-    """Record batches of an Arrow stream whose buffers lie in the memory-mapped file."""
-    return list(pa.ipc.open_stream(pa.memory_map(str(path), "r")))
+    """Record batches of an Arrow stream whose buffers lie in the memory-mapped file.
+
+    Raises: UserError if it is none, has other columns, or has lists that reach beyond their values.
+    """
+    try:
+        stream = pa.ipc.open_stream(pa.memory_map(str(path), "r"))
+        if not any(stream.schema.equals(schema_for(size)) for size in (1, 1 << 32)):
+            raise UserError(f"{path}: has other columns than a shard: {stream.schema.names}. Prepare the data again.")
+        batches = list(stream)
+        for batch in batches:
+            batch.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({reason}). Restore the folder from a copy.") from error
+    return batches
 
 
 def _list_values(column: pa.ListArray) -> np.ndarray:

@@ -23,7 +23,7 @@ from codex_accel.schema import InspectConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    config = cli.parse(InspectConfig, argv, doc=__doc__, stage="inspect_tokenizer", positional="action")
+    config = cli.parse(InspectConfig, argv, doc=__doc__, stage="inspect_tokenizer", positional=["action"])
     offline.enforce(allow_network=config.allow_network)
     return {"validate": validate, "encode": encode, "decode": decode, "list": list_places}[config.action](config)
 

@@ -16,26 +16,36 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from codex_accel import cli, files, offline
+from codex_accel import cli, files, manifest, offline, preemption, provenance, run_folder
 from codex_accel import config as configuration
 from codex_accel.events import LineLog, event
 from codex_accel.schema import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stage; returns the exit code."""
-    # === names: the config, and everything in it that can be checked before a heavy import ===========================
+    """Run the stage, alone in its run folder and listening to signals; returns the exit code."""
     config = cli.parse(TrainConfig, argv, doc=__doc__, stage="train")
     offline.enforce(allow_network=config.allow_network)
-    from codex_accel import manifest, provenance
+    run_dir = Path(config.output_dir)
+    with preemption.Listener() as listener:
+        if config.dry_run or not cli.is_main_process():
+            return train(config, run_dir, listener)
+        manifest.require(Path(config.data.dataset), kinds=["dataset"], verify=False, key="data.dataset")
+        run_folder.make(run_dir)
+        with run_folder.held(run_dir):
+            return train(config, run_dir, listener)
 
-    training, run_dir, dataset_dir = config.training, Path(config.output_dir), Path(config.data.dataset)
+
+def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> int:
+    """Train until the end of the run, or until the listener is told to stop; returns the exit code."""
+    # === names: everything in the config that can be checked before a heavy import ===================================
+    training, dataset_dir = config.training, Path(config.data.dataset)
     dataset_manifest = manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="data.dataset")
     start_dir = None
     if config.model.path is not None:
         start_dir = manifest.find_model(Path(config.model.path), verify=config.verify, key="model.path")
 
-    # === run: processes, precision, the run folder and its logs ======================================================
+    # === run: processes, precision, the logs =========================================================================
     import torch
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
@@ -43,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from codex_accel import (
         checkpoint,
         evaluation,
+        identity,
         loss,
         optim,
         order,
-        preemption,
         processes,
         progress,
         run,
@@ -75,10 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.set_deterministic()
     main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
     writes = main_process and not config.dry_run
-    lock = run.make_folder(run_dir) if writes else None
-    accelerator.wait_for_everyone()
-    metrics = LineLog(run_dir / "metrics.ndjson", enabled=writes)
-    events = LineLog(run_dir / "events.ndjson", enabled=writes)
+    metrics = LineLog(run_dir / run_folder.METRICS, enabled=writes)
+    events = LineLog(run_dir / run_folder.EVENTS, enabled=writes)
 
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
@@ -106,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.data.isolate_documents and plan["blocks_with_boundary"]:
         models.require_isolation(model, config)
     parents = run.parents(dataset_dir, tokenizer_dir, start_dir)
-    identity = run.identity(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
-    run.require_known_drift(config, identity)
+    who = identity.of(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
+    identity.require_known_drift(config, who)
     optimizer = optim.build(config.optimizer, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
@@ -131,21 +139,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     # === resume: from the newest whole checkpoint, decided by the main process =======================================
-    def reject(path: Path, problems: list[str]) -> None:
-        print(f"checkpoint rejected: {'; '.join(problems)}")
-        event(events, "rejected checkpoint", str(path), problems=problems)
+    def tell_damaged(path: Path, problems: list[str]) -> None:
+        print(f"damaged checkpoint, stepping back: {'; '.join(problems)}")
+        event(events, "damaged checkpoint", str(path), problems=problems)
 
     state, chosen = checkpoint.TrainerState(), None
     if main_process:
-        for name in files.sweep(run_dir / checkpoint.FOLDER) + files.sweep(run_dir):
+        for name in files.sweep(run_dir / run_folder.CHECKPOINTS) + files.sweep(run_dir):
             event(events, "sweep", name)
-        chosen = run.choose_checkpoint(config, run_dir, reject)
+        chosen = run.choose_checkpoint(config, run_dir, tell_damaged)
     [chosen] = broadcast_object_list([chosen])
     if chosen is not None:
-        state, saved_identity = checkpoint.load(accelerator, chosen)
-        run.require_same(chosen, saved_identity, identity, allowed=config.allow_drift)
+        _, saved_identity = checkpoint.stored_state(chosen)
+        identity.require_same(chosen, saved_identity, who, allowed=config.allow_drift)  # before weights that do not fit
+        state, _ = checkpoint.load(accelerator, chosen)
         parents += run.branch_parents(chosen, run_dir)  # in place: `facts` holds the same list
-        if not run.is_own(chosen, run_dir):
+        if not run_folder.is_own(chosen, run_dir):
             state.metrics_bytes = 0  # of the other run's log
     if not metrics.cut_back(state.metrics_bytes):
         event(events, "lost metrics", f"metrics.ndjson is shorter than at step {state.step}")
@@ -161,26 +170,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # === loop: every step is a function of its number =================================================================
     def save() -> None:
-        metrics.sync()
-        state.metrics_bytes, state.elapsed_s = metrics.offset_bytes, elapsed_s()
-        pruned = checkpoint.save(
-            accelerator,
-            run_dir,
-            state,
-            model=bare_model,
-            config=config,
-            tokenizer_folder=tokenizer_dir,
-            parents=parents,
-            identity=identity,
-            keep_last=config.checkpoint.keep_last,
-        )
+        nonlocal saved_step
+        state.elapsed_s = elapsed_s()
+        try:
+            checkpoint.save(
+                accelerator,
+                run_dir,
+                state,
+                model=bare_model,
+                config=config,
+                log=metrics,
+                tokenizer_folder=tokenizer_dir,
+                parents=parents,
+                identity=who,
+            )
+        except checkpoint.SaveFailed as error:
+            run.on_failed_save(config, events, error)
+            return
+        saved_step = state.step
         event(events, "save", f"step {state.step}")
-        if pruned:
-            event(events, "prune", ", ".join(pruned))
+        if main_process:
+            run.prune(config, run_dir, events)
 
     def listen(done: int, total: int) -> None:
         show(state.step, f"evaluation {done}/{total}")
-        if processes.any_process(accelerator, listener.told_to_stop()):
+        if processes.any_process(accelerator, told_to_stop()):
             raise preemption.Preempted
 
     def evaluate() -> None:
@@ -200,10 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = evaluation.summarize(scores, num_bytes=validation_bytes)
         metrics.write({"step": state.step, "split": config.data.validation_split, **values})
 
+    def told_to_stop() -> bool:
+        return listener.told_to_stop() or (training.stop_at_step is not None and state.step >= training.stop_at_step)
+
     def elapsed_s() -> float:
         return elapsed_before_s + time.monotonic() - started
 
-    listener = preemption.Listener()
     started, elapsed_before_s = time.monotonic(), state.elapsed_s
     num_micro_batches, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
     max_grad_norm = training.max_grad_norm if training.max_grad_norm is not None else math.inf
@@ -211,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out_of_time = training.max_time_s is not None and elapsed_before_s >= training.max_time_s
     try:
         with progress.bar("train", total=max_steps, done=state.step, unit="steps") as show:
+            if processes.any_process(accelerator, told_to_stop()):
+                raise preemption.Preempted
             while True:
                 # evaluation comes before the step and after the save, so a run that resumes here makes it again
                 last = state.step >= max_steps or out_of_time
@@ -276,40 +294,48 @@ def main(argv: Sequence[str] | None = None) -> int:
                     show(state.step, f"loss {step_loss:.4f}  {tokens_per_s:,.0f} tokens/s")
 
                 # save, stop
-                stop = processes.any_process(accelerator, listener.told_to_stop())
+                stop = processes.any_process(accelerator, told_to_stop())
                 due = config.checkpoint.every_steps is not None and state.step % config.checkpoint.every_steps == 0
                 if due or stop or out_of_time or state.step == max_steps:
                     save()
-                    saved_step = state.step
                 if stop:
                     raise preemption.Preempted
     except preemption.Preempted:
-        if saved_step != state.step:
+        if state.step > max(saved_step, 0):
             save()
         if main_process:
-            preemption.write_marker(run_dir, step=state.step, reason=listener.reason or "another process")
-            event(events, "preempted", f"step {state.step}", reason=listener.reason)
-            print(f"stopped at step {state.step} of {max_steps} and saved. Run the same command again to go on.")
+            reason = listener.reason or "another process, or training.stop_at_step"
+            preemption.write_marker(run_dir, step=max(saved_step, 0), reason=reason)
+            event(events, "preempted", f"step {state.step}", reason=reason)
+            print(
+                f"stopped at step {state.step} of {max_steps}. {run.stands(saved_step)} "
+                "Run the same command again to go on."
+            )
         processes.end(accelerator)
         return preemption.EXIT_CODE
+    except (RuntimeError, MemoryError) as error:
+        run.on_error(config, error, step=state.step, saved_step=saved_step)
     finally:
-        listener.close()
         processes.settle(accelerator)
 
     # === finish: a plain folder for everybody else ====================================================================
+    weights = accelerator.get_state_dict(model)
     if main_process:
-        final = run_dir / "final"
-        with files.staged_folder(final, overwrite=True) as folder:
-            bare_model.save_pretrained(folder)
-            checkpoint.copy_tokenizer(tokenizer_dir, folder)
-            payload = files.list_files(folder)
-            seal = {"kind": "model", "final": final, "payload": payload, "config": config, "parents": parents}
-            digest = manifest.seal(folder, **seal, facts={"step": state.step, **models.count_parameters(bare_model)})
+        metrics.sync()
+        digest = checkpoint.save_final(
+            run_dir,
+            model=bare_model,
+            weights=weights,
+            config=config,
+            tokenizer_folder=tokenizer_dir,
+            parents=parents,
+            facts={"step": state.step, **models.count_parameters(bare_model)},
+        )
+        run.prune(config, run_dir, events)  # now that the last evaluation is known
         event(events, "end", f"step {state.step}", manifest_digest=digest)
+        events.sync()
         run.print_end(run_dir, state, digest)
     processes.end(accelerator)
-    if lock is not None:
-        lock.close()
     return 0
 
 

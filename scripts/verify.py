@@ -19,10 +19,10 @@ from codex_accel.schema import VerifyConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check; returns the exit code."""
-    config = cli.parse(VerifyConfig, argv, doc=__doc__, stage="verify", positional="path")
+    config = cli.parse(VerifyConfig, argv, doc=__doc__, stage="verify", positional=["path"])
     offline.enforce(allow_network=config.allow_network)
     folder = Path(config.path)
-    if not (folder / manifest.MANIFEST).exists():
+    if not (folder / manifest.MANIFEST).is_file():
         raise UserError(
             config.problem("path", f"no {manifest.MANIFEST} in '{folder}'. Give a folder that a stage made.")
         )

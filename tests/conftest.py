@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +86,8 @@ class ForkServer:
     def __init__(self, log_dir: Path):
         self.log_dir = log_dir
         command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **pipes, cwd=ROOT, env=os.environ | faults.environment())
         assert self._answer() == {"ready": True}
 
     def _answer(self) -> dict:
@@ -105,10 +107,19 @@ class ForkServer:
         *,
         num_processes: int = 1,
         phase: Path | None = None,
+        trace: Path | None = None,
         cwd: Path = ROOT,
         environment: dict[str, str] | None = None,
+        fault: dict | None = None,
+        clock_offset_s: int = 0,
+        limits: dict[str, int] | None = None,
     ) -> "Job":
-        """Start a script (a stage's name, or a file) on so many processes, with gloo on the CPU if more than one."""
+        """Start a script (a stage's name, or a file) on so many processes, with gloo on the CPU if more than one.
+
+        `fault` are the arguments of faults.arm, for the first process; `clock_offset_s` moves the clock of all, and
+        `limits` are those of the resource module, as {"RLIMIT_FSIZE": bytes}. Process r notes what it is doing in
+        `<phase>-r`, and what it trains on in `<trace>-r`.
+        """
         path = script if isinstance(script, Path) else ROOT / "scripts" / f"{script}.py"
         environments: list[dict[str, str]] = [environment or {}]
         if num_processes > 1:
@@ -122,7 +133,8 @@ class ForkServer:
         pids = []
         for rank, variables in enumerate(environments):
             job = {"script": str(path), "argv": argv, "env": variables, "log": str(log), "cwd": str(cwd)}
-            job["phase"] = str(phase) if phase and rank == 0 else None
+            job |= {name: f"{file}-{rank}" if file else None for name, file in (("phase", phase), ("trace", trace))}
+            job |= {"clock_offset_s": clock_offset_s, "limits": limits or {}, "fault": None if rank else fault}
             pids.append(self._ask(job)["pid"])
         return Job(self, pids, log)
 
@@ -137,7 +149,7 @@ class ForkServer:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 class Job:

@@ -39,6 +39,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     },
     "EvaluateConfig": {"checkpoint": "run", "output_dir": "out", "file": {"path": "a.txt"}},
     "GenerateConfig": {"checkpoint": "run"},
+    "CheckpointsConfig": {"run": "run"},
+    "ReplayConfig": {"checkpoint": "run"},
     "VerifyConfig": {"path": "out"},
     "TableConfig": {"root": "runs"},
 }
@@ -267,6 +269,11 @@ def test_key_of_another_section_names_that_section(path):
         ("model", "{path: a, config: {model_type: llama}}", "exactly one of model.config"),
         ("model", "{config: {hidden_size: 3}}", "needs model_type"),
         ("training", "{micro_batch_size: 1}", "at least one of training.max_steps"),
+        ("training.stop_at_step", "0", "greater than 0"),
+        ("checkpoint.keep_last", "0", "greater than 0"),
+        ("checkpoint.keep_best", "-1", "greater than or equal to 0"),
+        ("checkpoint.best_metric", "los", "is not a choice. Did you mean 'loss'?"),
+        ("checkpoint.on_failed_save", "ignore", "is not a choice. Choose from: stop, go_on."),
     ],
 )
 def test_value_out_of_range_is_refused(path, key, value, what):
@@ -282,6 +289,26 @@ def test_accumulation_that_is_not_whole_is_refused_with_a_number_that_fits(path)
     (problem,) = refused(schema.TrainConfig, path, *batches)
     assert "training.global_batch_size = 8 is not a multiple of training.micro_batch_size = 3" in problem
     assert problem.endswith("Try global_batch_size = 9.")
+
+
+@pytest.mark.parametrize(
+    ("saved", "evaluated"), [("null", "4"), ("4", "null"), ("4", "6"), ("8", "4"), ("null", "null")]
+)
+def test_best_checkpoints_that_are_never_evaluated_are_refused(path, saved, evaluated):
+    write(path, MINIMAL["TrainConfig"])
+    steps = [("checkpoint.every_steps", saved), ("evaluation.every_steps", evaluated)]
+    (problem,) = refused(schema.TrainConfig, path, ("checkpoint.keep_best", "2"), *steps)
+    assert "checkpoint.keep_best = 2 needs a checkpoint of each step that is evaluated" in problem
+    assert "is not a multiple of checkpoint.every_steps" in problem
+    configuration.load(schema.TrainConfig, path=path, overrides=steps)  # without keep_best any two go together
+
+
+@pytest.mark.parametrize(("saved", "evaluated"), [("4", "4"), ("4", "12"), ("1", "7")])
+def test_best_checkpoints_that_are_evaluated_may_be_kept(path, saved, evaluated):
+    write(path, MINIMAL["TrainConfig"])
+    steps = [("checkpoint.every_steps", saved), ("evaluation.every_steps", evaluated)]
+    found = configuration.load(schema.TrainConfig, path=path, overrides=[("checkpoint.keep_best", "2"), *steps])
+    assert found.checkpoint.keep_best == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A file or folder with its final name is always whole."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -39,6 +40,47 @@ def test_sha256_files_keeps_the_order_of_its_paths(tmp_path):
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * (40 - number) * 1000)
     assert files.sha256_files(paths) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_flush_and_hash_gives_the_digests_in_the_order_of_its_paths(tmp_path):
+    """Sizes fall and rise, so that neither the order by size nor the order of finishing is theirs."""
+    paths = [tmp_path / f"{number:02}" for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (number % 7) * 10_000)
+    assert files.flush_and_hash(paths) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert files.flush_and_hash([]) == []
+
+
+def test_flush_and_hash_forces_every_file_to_the_disk(tmp_path, monkeypatch):
+    """What the kernel is told, by inode: every file once."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(name.encode())
+    forced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        forced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files.flush_and_hash([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert sorted(forced) == sorted((tmp_path / name).stat().st_ino for name in "abc")
+
+
+def test_flush_that_fails_is_not_taken_for_a_digest(tmp_path, monkeypatch):
+    """The flush runs beside the hashing; its error comes out all the same."""
+    (tmp_path / "a").write_bytes(b"abc")
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        files.flush_and_hash([tmp_path / "a"])
+
+
+def test_flush_and_hash_of_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.flush_and_hash([tmp_path / "none"])
 
 
 # --- one file -----------------------------------------------------------------------------------------------------
@@ -173,6 +215,28 @@ def test_staged_folder_starts_empty_after_a_kill_of_the_same_process_id(tmp_path
     with files.staged_folder(final, overwrite=True) as folder:
         (folder / "a").write_bytes(b"1")
     assert tree(tmp_path) == {"out/a": b"1"}
+
+
+def test_take_name_replaces_a_folder_or_leaves_all_as_it_was(tmp_path, monkeypatch):
+    final, temporary = tmp_path / "step-1", tmp_path / ".tmp-step-1-9"
+    for folder, data in ((final, b"old"), (temporary, b"new")):
+        folder.mkdir()
+        (folder / "a").write_bytes(data)
+    before, rename = tree(tmp_path), os.rename
+
+    def fail_once_the_old_is_away(source, target):
+        if target == final and Path(source) == temporary:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail_once_the_old_is_away)
+        with pytest.raises(OSError, match="Input/output error"):
+            files.take_name(temporary, final)
+    assert tree(tmp_path) == before
+    files.take_name(temporary, final)
+    assert tree(tmp_path) == {"step-1/a": b"new"}
+    assert os.listdir(tmp_path) == ["step-1"]
 
 
 def test_existing_folder_is_refused_before_any_work(tmp_path):

@@ -78,6 +78,48 @@ def test_seal_returns_the_digest_of_the_manifest(tmp_path):
     assert digest == hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
 
 
+def test_digests_that_are_known_are_not_computed_again(tmp_path, monkeypatch):
+    """Processes share the hashing of a checkpoint; the one that seals it reads only what is new, its configuration."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+    known = dict(zip(["a", "b"], files.flush_and_hash([tmp_path / "a", tmp_path / "b"]), strict=True))
+    hashed, flush_and_hash = [], files.flush_and_hash
+
+    def note(paths):
+        hashed.extend(path.name for path in paths)
+        return flush_and_hash(paths)
+
+    monkeypatch.setattr(files, "flush_and_hash", note)
+    config = CorpusConfig(output_dir="out")
+    manifest.seal(tmp_path, kind="corpus", final=tmp_path, payload=["a"], config=config, known=known)
+    assert hashed == ["config.yaml"]
+    assert sorted(known) == ["a", "b"], "the caller's own is left alone"
+    assert manifest.problems_of(tmp_path) == []
+
+
+def test_known_digest_that_is_wrong_shows_at_the_first_check(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    config, known = CorpusConfig(output_dir="out"), {"a": files.sha256_bytes(b"2")}
+    manifest.seal(tmp_path, kind="corpus", final=tmp_path, payload=["a"], config=config, known=known)
+    assert any("a: has changed" in problem for problem in manifest.problems_of(tmp_path))
+
+
+def test_seal_forces_every_file_and_folder_to_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(b"1")
+    forced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        forced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    config = CorpusConfig(output_dir="out")
+    manifest.seal(tmp_path, kind="corpus", final=tmp_path, payload=["sub/a"], config=config)
+    assert {path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))} <= set(forced)
+    assert forced[-1] == tmp_path.stat().st_ino, "the folder's own list of names comes last"
+
+
 def test_manifest_lists_every_file_with_size_and_digest(folder):
     resources = {r["name"]: r for r in manifest.read(folder)["resources"]}
     assert list(resources) == ["config.yaml", "data.bin", "notes.txt", "sub/weights.safetensors"]
@@ -227,6 +269,40 @@ def test_problem_names_the_file_and_both_digests(folder):
     problems = manifest.problems_of(folder)
     new, old = (hashlib.sha256(data).hexdigest() for data in (b"\x00\x01\x02 Payload", PAYLOAD["data.bin"]))
     assert f"{folder / 'data.bin'}: has changed: SHA-256 {new}, {old} was written." in problems
+
+
+# --- the outline --------------------------------------------------------------------------------------------------
+
+
+def test_outline_of_a_whole_folder_has_no_problems(folder):
+    assert manifest.problems_of_outline(folder) == []
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.bin", "manifest.json", "SHA256SUMS", "sub/weights.safetensors"])
+def test_outline_sees_a_missing_and_a_cut_file(folder, name):
+    path = folder / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert any(name in problem for problem in manifest.problems_of_outline(folder))
+    path.unlink()
+    assert any(name in problem for problem in manifest.problems_of_outline(folder))
+
+
+def test_outline_sees_a_file_too_many_and_an_edited_manifest(folder):
+    (folder / "more.bin").write_bytes(b"")
+    assert any("more.bin: is not listed" in problem for problem in manifest.problems_of_outline(folder))
+    (folder / "more.bin").unlink()
+    edit(folder, facts={"step": 8})
+    assert any("manifest.json: was edited" in problem for problem in manifest.problems_of_outline(folder))
+
+
+def test_outline_reads_no_payload(folder):
+    """That is what it is for: a checkpoint of gigabytes is not hashed twice in one save."""
+    data = bytearray((folder / "data.bin").read_bytes())
+    data[0] ^= 1
+    (folder / "data.bin").write_bytes(data)
+    assert manifest.problems_of_outline(folder) == []
+    assert any("data.bin: has changed" in problem for problem in manifest.problems_of(folder))
 
 
 # --- files that do not belong -------------------------------------------------------------------------------------

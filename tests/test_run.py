@@ -1,6 +1,10 @@
-"""A run's length, identity and ancestors are decided before its first step."""
+"""A run's length, ancestors and place to go on from are decided before its first step."""
 
+import errno
+import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +15,22 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_accel import checkpoint, manifest, processes, run
+from codex_accel import checkpoint, files, identity, manifest, processes, run, run_folder
+from codex_accel import config as configuration
 from codex_accel import model as models
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.evaluation import Scores
 from codex_accel.events import LineLog
 from codex_accel.packing import Batch
-from codex_accel.schema import Data, Model, Optimizer, TrainConfig, Training
+from codex_accel.schema import Checkpoint, Data, Model, Optimizer, Schedule, TrainConfig, Training
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
 
 
-def config(*, resume="auto", seed=0, block_size=16, optimizer=None, model=GPT2, **training) -> TrainConfig:
+def config(
+    *, resume="auto", seed=0, block_size=16, optimizer=None, schedule=None, model=GPT2, **training
+) -> TrainConfig:
     training = {"max_steps": 10, **training}
     return TrainConfig(
         output_dir="run",
@@ -33,6 +40,7 @@ def config(*, resume="auto", seed=0, block_size=16, optimizer=None, model=GPT2, 
         data=Data(dataset="d", block_size=block_size),
         training=Training(**training),
         optimizer=optimizer or Optimizer(),
+        schedule=schedule or Schedule(),
     )
 
 
@@ -99,7 +107,7 @@ def test_processes_that_train_alone_are_refused(accelerator, monkeypatch):
         processes.require_engine(accelerator)
 
 
-# --- identity -----------------------------------------------------------------------------------------------------
+# --- ancestors ----------------------------------------------------------------------------------------------------
 
 
 def parents_of(tiny, settings):
@@ -107,41 +115,10 @@ def parents_of(tiny, settings):
     return run.parents(tiny / "dataset", tiny / "tokenizer", start)
 
 
-def identity_of(tiny, settings: TrainConfig, *, mixed_precision="no") -> dict:
-    loaded = tokenizers.load(tiny / "tokenizer")
-    parents = parents_of(tiny, settings)
-    document, model = manifest.read(tiny / "dataset"), models.build(settings, loaded, start=None)
-    return run.identity(settings, document, parents, model, mixed_precision=mixed_precision)
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"block_size": 8}, "data.block_size"),
-        ({"max_steps": 11}, "training.max_steps"),
-        ({"micro_batch_size": 4}, "training.micro_batch_size"),
-        ({"max_grad_norm": None}, "training.max_grad_norm"),
-        ({"optimizer": Optimizer(weight_decay=0.2)}, "optimizer.weight_decay"),
-        ({"model": {**GPT2, "resid_pdrop": 0.2}}, "model.architecture.resid_pdrop"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_change_that_matters_is_a_difference(tiny, change, key):
-    before, now = identity_of(tiny, config()), identity_of(tiny, config(**change))
-    [line] = checkpoint.differences(before, now, allowed=[])
-    assert line.startswith(f"{key}: ")
-
-
-def test_precision_from_the_environment_is_a_difference(tiny):
-    before, now = identity_of(tiny, config()), identity_of(tiny, config(), mixed_precision="bf16")
-    assert checkpoint.differences(before, now, allowed=[]) == ["mixed_precision: 'no' -> 'bf16'"]
-
-
-def test_paths_and_logging_may_change(tiny):
-    settings = config()
-    other = settings.model_copy(update={"output_dir": "elsewhere", "log": settings.log.model_copy()})
-    assert identity_of(tiny, other) == identity_of(tiny, settings)
+def identity_of(tiny, settings: TrainConfig, *, mixed_precision="no", parents=None) -> dict:
+    loaded, document = tokenizers.load(tiny / "tokenizer"), manifest.read(tiny / "dataset")
+    parents, model = parents or parents_of(tiny, settings), models.build(settings, loaded, start=None)
+    return identity.of(settings, document, parents, model, mixed_precision=mixed_precision)
 
 
 def test_parents_are_dataset_tokenizer_and_start(tiny, shared):
@@ -174,28 +151,214 @@ def test_model_of_another_tokenizer_is_refused(tiny, shared):
 # --- where to go on -----------------------------------------------------------------------------------------------
 
 
+def sealed(run_dir: Path, step: int, parents: Sequence[dict] = ()) -> Path:
+    """A checkpoint that verifies; what choosing looks at is in its manifest."""
+    folder = run_folder.checkpoint_path(run_dir, step)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(f"{run_dir.name} {step}".encode())
+    names, facts = ["model.safetensors"], {"step": step}
+    manifest.seal(folder, kind="checkpoint", final=folder, payload=names, config=config(), parents=parents, facts=facts)
+    return folder
+
+
+def damage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"damaged")
+
+
+def begin(run_dir: Path, *, parents: Sequence[dict] = ()) -> None:
+    """What a run that has started leaves besides checkpoints."""
+    LineLog(run_dir / run_folder.METRICS).write({"step": 1, "loss": 2.0})
+    (run_dir / "run.json").write_text(json.dumps({"parents": parents}))
+
+
+def choose(run_dir: Path, resume="auto", **options) -> Path | None:
+    LineLog(run_dir / run_folder.METRICS)  # the script has made it by then
+    settings = config(resume=str(resume)).model_copy(update=options)
+    return run.choose_checkpoint(settings, run_dir, lambda *_: None)
+
+
 def test_fresh_folder_starts_from_nothing(tmp_path):
     for resume in ("auto", "never"):
-        assert run.choose_checkpoint(config(resume=resume), tmp_path, lambda *_: None) is None
+        assert choose(tmp_path, resume) is None
+
+
+def test_auto_takes_the_newest_whole(tmp_path):
+    for step in (1, 2, 3):
+        sealed(tmp_path, step)
+    assert choose(tmp_path).name == "step-000000003"
+    damage(run_folder.checkpoint_path(tmp_path, 3))
+    assert choose(tmp_path).name == "step-000000002"
 
 
 def test_never_refuses_a_folder_with_a_run(tmp_path):
-    checkpoint.path_of(tmp_path, 5).mkdir(parents=True)
+    run_folder.checkpoint_path(tmp_path, 5).mkdir(parents=True)
     with pytest.raises(UserError, match=r"resume: never, but .* holds a run at step 5"):
-        run.choose_checkpoint(config(resume="never"), tmp_path, lambda *_: None)
+        choose(tmp_path, "never")
 
 
 def test_run_whose_checkpoints_are_all_broken_is_not_begun_anew(tmp_path):
-    checkpoint.path_of(tmp_path, 5).mkdir(parents=True)
+    run_folder.checkpoint_path(tmp_path, 5).mkdir(parents=True)
     rejected = []
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
         run.choose_checkpoint(config(), tmp_path, lambda path, problems: rejected.append(path.name))
     assert rejected == ["step-000000005"]
+    assert run_folder.steps_saved(tmp_path) == [5]
 
 
 def test_named_checkpoint_must_be_one(tiny, tmp_path):
     with pytest.raises(UserError, match=r"resume = .* holds a dataset, not a checkpoint"):
-        run.choose_checkpoint(config(resume=str(tiny / "dataset")), tmp_path, lambda *_: None)
+        choose(tmp_path, tiny / "dataset")
+    with pytest.raises(UserError, match=r"resume = .*: no such folder"):
+        choose(tmp_path, tmp_path / "none")
+
+
+def test_named_checkpoint_must_be_whole(tmp_path):
+    damage(folder := sealed(tmp_path / "other", 5))
+    with pytest.raises(UserError, match=r"resume = .* is damaged"):
+        choose(tmp_path / "run", folder)
+    assert choose(tmp_path / "run", folder, verify=False) == folder
+
+
+def test_newest_of_the_run_itself_may_be_named(tmp_path):
+    sealed(tmp_path, 1)
+    assert choose(tmp_path, folder := sealed(tmp_path, 2)) == folder
+
+
+def test_older_of_the_run_itself_is_refused(tmp_path):
+    """It would be a second history in one folder."""
+    folder = sealed(tmp_path, 1)
+    sealed(tmp_path, 2)
+    with pytest.raises(UserError, match=r"resume: is at step 1, but .* goes to step 2\. Choose another output_dir"):
+        choose(tmp_path, folder)
+
+
+def test_named_folder_among_the_checkpoints_need_not_have_the_name_of_one(tmp_path):
+    """Somebody has put a copy back by hand, and nothing else is there."""
+    copy = sealed(tmp_path, 1).rename(tmp_path / run_folder.CHECKPOINTS / "copy")
+    assert choose(tmp_path, copy) == copy
+
+
+def test_branch_begins_in_an_empty_folder(tmp_path):
+    assert choose(tmp_path / "branch", start := sealed(tmp_path / "run", 5)) == start
+
+
+def test_branch_said_again_goes_on_with_the_branch(tmp_path):
+    """Also with none of its own checkpoints yet; and from an older one of its own where the newest is damaged."""
+    start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
+    parents = run.branch_parents(start, branch)
+    begin(branch, parents=[{"manifest_digest": None}, *parents])
+    assert choose(branch, start) == start
+    own = [sealed(branch, step, parents) for step in (6, 7)]
+    assert choose(branch, start) == own[1]
+    damage(own[1])
+    assert choose(branch, start) == own[0]
+
+
+def test_branch_whose_checkpoints_are_all_broken_is_not_begun_anew(tmp_path):
+    start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
+    begin(branch, parents=run.branch_parents(start, branch))
+    damage(sealed(branch, 6))
+    with pytest.raises(UserError, match=r"no checkpoint in .*branch is whole"):
+        choose(branch, start)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["with checkpoints", "with metrics alone"])
+def test_branch_into_a_folder_with_another_run_is_refused(tmp_path, own):
+    start, other, branch = sealed(tmp_path / "run", 5), sealed(tmp_path / "run", 6), tmp_path / "branch"
+    begin(branch, parents=run.branch_parents(other, branch))
+    if own:
+        sealed(branch, 1)
+    with pytest.raises(UserError, match=r"resume: is of another run, but .*branch holds a run already"):
+        choose(branch, start)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"parents": [1]}', '{"parents": [{}]}'])
+def test_folder_that_does_not_say_what_it_is_a_branch_of_is_refused(tmp_path, text):
+    start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
+    begin(branch)
+    (branch / "run.json").unlink()
+    if text is not None:
+        (branch / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"is of another run, but .*branch holds a run already"):
+        choose(branch, start)
+
+
+def test_branch_keeps_its_parent_through_its_own_checkpoints(tmp_path):
+    """With the path as seen from here, and the digest that it was branched from."""
+    start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
+    [parent] = run.branch_parents(start, branch)
+    assert (parent["kind"], parent["path"]) == ("checkpoint", str(start))
+    assert parent["manifest_digest"] == files.sha256_file(start / manifest.MANIFEST)
+    assert run.branch_parents(sealed(branch, 6, [parent]), branch) == [parent]
+    assert run.branch_parents(sealed(branch, 7), branch) == []
+
+
+# --- a run that is complete ---------------------------------------------------------------------------------------
+
+
+def finish(run_dir: Path, settings: TrainConfig) -> None:
+    (run_dir / run_folder.FINAL).mkdir(parents=True)
+    text = configuration.to_yaml(settings)
+    (run_dir / run_folder.FINAL / manifest.CONFIG).write_text(text)
+
+
+def test_run_with_a_final_is_complete(tmp_path):
+    assert not run.is_complete(config(), tmp_path)
+    finish(tmp_path, config())
+    assert run.is_complete(config(), tmp_path)
+    assert not run.is_complete(config(resume="somewhere"), tmp_path)
+
+
+def test_complete_run_of_other_settings_is_refused_unless_they_are_named(tmp_path):
+    finish(tmp_path, config())
+    longer = config(max_steps=20)
+    with pytest.raises(UserError, match=r"training\.max_steps   10     20"):
+        run.is_complete(longer, tmp_path)
+    assert not run.is_complete(longer.model_copy(update={"allow_drift": ["training.max_steps"]}), tmp_path)
+
+
+def test_complete_run_may_move_and_be_told_to_stop_otherwise(tmp_path):
+    """What is no part of the identity: paths, evaluation, limits of time."""
+    finish(tmp_path, config())
+    settings = config(max_time_s=1.0, stop_at_step=3)
+    changed = {"data": settings.data.model_copy(update={"dataset": "moved", "validation_split": None})}
+    assert run.is_complete(settings.model_copy(update=changed), tmp_path)
+
+
+# --- pruning ------------------------------------------------------------------------------------------------------
+
+
+def test_prune_that_the_disk_refuses_is_noted_and_tried_again(tmp_path, monkeypatch, capsys):
+    for step in (1, 2):
+        sealed(tmp_path, step)
+    events = LineLog(tmp_path / "events.ndjson")
+    settings = config().model_copy(update={"checkpoint": Checkpoint(keep_last=1)})
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        run.prune(settings, tmp_path, events)
+    assert "old checkpoints cannot be deleted" in capsys.readouterr().out
+    run.prune(settings, tmp_path, events)
+    assert run_folder.steps_saved(tmp_path) == [2]
+    kinds = [json.loads(line)["kind"] for line in events.path.read_text().splitlines()]
+    assert kinds == ["failed prune", "prune"]
+
+
+# --- a save that fails --------------------------------------------------------------------------------------------
+
+
+def test_failed_save_stops_the_run_or_is_noted(tmp_path, capsys):
+    events, error = LineLog(tmp_path / "events.ndjson"), checkpoint.SaveFailed("step-3: was not saved.")
+    with pytest.raises(checkpoint.SaveFailed, match="was not saved"):
+        run.on_failed_save(config(), events, error)
+    go_on = config().model_copy(update={"checkpoint": Checkpoint(on_failed_save="go_on")})
+    run.on_failed_save(go_on, events, error)
+    assert capsys.readouterr().out == "warning: step-3: was not saved.\n"
+    policies = [json.loads(line)["policy"] for line in events.path.read_text().splitlines()]
+    assert policies == ["stop", "go_on"]
 
 
 # --- steps without an update --------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """scripts/train.py as its users meet it."""
 
 import json
+import math
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_script, metrics_of, train_argv
 
+from codex_accel import run_folder
 from codex_accel.errors import UserError
 
 
@@ -113,12 +116,13 @@ def test_a_mistake_that_needs_the_libraries_is_also_one_line(fork_server, chain,
         assert word in job.output
 
 
-def test_an_engine_that_is_not_in_use_is_refused(fork_server, chain, tmp_path):
-    """On a CPU Accelerate drops FSDP without a word (DESIGN, section 10)."""
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_an_engine_that_is_not_in_use_is_refused(fork_server, chain, tmp_path, variable):
+    """On a CPU Accelerate drops both without a word (DESIGN, section 10)."""
     argv = train_argv(chain, tmp_path / "run")
-    job = fork_server.run("train", argv, environment={"ACCELERATE_USE_FSDP": "true"})
+    job = fork_server.run("train", argv, environment={variable: "true"})
     assert job.codes == [2], job.output
-    assert "ACCELERATE_USE_FSDP" in job.output
+    assert variable in job.output
     assert "Traceback" not in job.output
 
 
@@ -128,6 +132,52 @@ def test_a_diverging_run_stops_and_says_where_to_go_on(fork_server, chain, tmp_p
     assert job.codes == [2], job.output
     assert "the gradient norm is" in job.output
     assert "on_nonfinite=skip" in job.output
+
+
+def test_a_checkpoint_whose_evaluation_is_no_number_is_never_among_the_best(fork_server, chain, tmp_path):
+    """The learning rate of an edited copy explodes at step 12, so every evaluation after that is NaN."""
+    source = (ROOT / "scripts" / "train.py").read_text()
+    line = "learning_rate = config.optimizer.learning_rate * lr_schedule.scale_at(state.step)"
+    copy = tmp_path / "my_train.py"
+    copy.write_text(source.replace(line, f"{line} * (1e30 if state.step >= 12 else 1.0)"))
+    argv = train_argv(
+        chain,
+        tmp_path / "run",
+        "training.max_steps=21",
+        "training.on_nonfinite=skip",
+        "evaluation.every_steps=3",
+        "checkpoint={every_steps: 3, keep_last: 1, keep_best: 2}",
+    )
+    job = fork_server.run(copy, argv, cwd=tmp_path)
+    assert job.codes == [0], job.output
+    losses = {line["step"]: float(line["loss"]) for line in metrics_of(tmp_path / "run") if line["split"] != "train"}
+    finite = sorted((step for step, loss in losses.items() if math.isfinite(loss)), key=losses.__getitem__)
+    assert set(finite) == {3, 6, 9, 12}
+    assert set(losses) - set(finite) == {15, 18, 21}
+    assert set(run_folder.steps_saved(tmp_path / "run")) == {21, *finite[:2]}
+
+
+def test_memory_that_runs_out_is_one_line_and_a_smaller_micro_batch_goes_on(fork_server, chain, tmp_path):
+    """400 MiB of address space are left: too little for a micro-batch of 1024 sequences, enough for one of 64."""
+    size = Path(f"/proc/{fork_server.process.pid}/status").read_text().split("VmSize:")[1].split()[0]
+    limits = {"RLIMIT_AS": int(size) * 1024 + (400 << 20)}
+    shape = ["training.global_batch_size=1024", "training.max_steps=2", "evaluation.every_steps=null"]
+    argv = train_argv(chain, tmp_path / "run", *shape, "checkpoint.every_steps=1")
+    job = fork_server.run("train", [*argv, "training.micro_batch_size=1024", "training.stop_at_step=1"])
+    assert job.codes == [75], job.output
+    job = fork_server.run("train", [*argv, "training.micro_batch_size=1024"], limits=limits)
+    assert job.codes == [2], job.output
+    assert "Traceback" not in job.output
+    [error] = [line for line in job.output.splitlines() if "error" in line]
+    assert "1024 sequences of 32 tokens do not fit into memory at step 1" in error
+    assert "The checkpoint of step 1 stands." in error
+    assert "Lower training.micro_batch_size" in error
+    assert run_folder.steps_saved(tmp_path / "run") == [1]
+    smaller = [*argv, "training.micro_batch_size=64", "allow_drift=[training.micro_batch_size]"]
+    job = fork_server.run("train", smaller, limits=limits)
+    assert job.codes == [0], job.output
+    assert "step-000000001, step 1" in job.output
+    assert metrics_of(tmp_path / "run")[-1]["step"] == 2
 
 
 def test_training_goes_on_from_a_local_folder(fork_server, chain, shared, tmp_path):
@@ -221,4 +271,4 @@ def test_a_second_run_in_one_folder_is_refused(fork_server, chain, tmp_path):
     first.kill()
     assert first.wait() == [-9]
     assert second.codes == [2]
-    assert "another process trains in it" in second.output
+    assert f"process {first.pids[0]} on host {socket.gethostname()} works in it since " in second.output
