@@ -267,19 +267,13 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load(
-    accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], object] | None = None
-) -> tuple[TrainerState, dict[str, Any]]:
-    """Bring model and optimizer to the checkpoint in `folder`; returns the state and the identity it was saved with.
+def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], object] | None = None) -> None:
+    """Bring model and optimizer to the checkpoint in `folder`; `read_state` is the counterpart of `write_state`.
 
-    `read_state` is the counterpart of `save`'s `write_state`.
-
-    Raises: UserError for a pickle that Accelerate would run, for a trainer state that is not one, and for weights or
-    moments that do not fit.
+    Raises: UserError for a pickle that Accelerate would run, and for weights or moments that do not fit.
     """
     if pickles := sorted(folder.glob("*.pkl")):
         raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. {DAMAGED}")
-    state, identity = stored_state(folder)
     try:
         (read_state or accelerator.load_state)(str(folder))
     except UserError:
@@ -292,7 +286,6 @@ def load(
             f"{folder}: the optimizer state (optimizer.bin) does not fit ({reason}). {OTHER_MODEL}"
         ) from error
     accelerator.step = 0  # of its accumulation window
-    return state, identity
 
 
 def stored_state(folder: Path) -> tuple[TrainerState, dict[str, Any]]:

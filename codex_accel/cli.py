@@ -90,8 +90,10 @@ def parse(
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's `main` and end the process: 0 or what `main` returns, 2 for a user's mistake, 130 for Ctrl-C."""
+    code = 0
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         prefix = "" if is_main_process() else f"[process {os.environ['RANK']}] "
         for problem in error.problems:
@@ -99,7 +101,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = 2
     except BrokenPipeError:  # `... --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise  # a defect of ours, or one that has its own line above

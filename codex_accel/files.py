@@ -41,10 +41,9 @@ def sha256_files(paths: Iterable[Path]) -> list[str]:
 def flush_and_hash(paths: Sequence[Path]) -> list[str]:
     """As `sha256_files`; meanwhile a thread forces the same files to the disk, which waits and needs no core."""
     with ThreadPoolExecutor(max_workers=1) as flushing:
-        flushed = [flushing.submit(fsync_path, path) for path in _largest_first(paths)]
+        flushed = flushing.map(fsync_path, _largest_first(paths))
         digests = _on_all_cores(sha256_file, paths)
-        for future in flushed:
-            future.result()
+        list(flushed)  # raises what it met
     return digests
 
 

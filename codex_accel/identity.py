@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from codex_accel import config as configuration
+from codex_accel import files, manifest, run_folder
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.schema import TrainConfig
@@ -82,6 +84,25 @@ def require_same(place: Path, before: dict[str, Any], now: dict[str, Any], *, al
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value)
     return text if len(text) <= 64 else f"{text[:61]}..."
+
+
+def is_complete(config: TrainConfig, run_dir: Path) -> bool:
+    """Whether `final` stands and was made with these settings, from the checkpoint that `resume` names, if any.
+
+    Raises: UserError with the differences if it was made with others that `allow_drift` does not name.
+    """
+    saved_path = run_dir / run_folder.FINAL / manifest.CONFIG
+    if config.resume == "never" or not saved_path.is_file():
+        return False
+    if config.resume != "auto":
+        start = Path(config.resume) / manifest.MANIFEST
+        if not start.is_file() or files.sha256_file(start) not in run_folder.recorded_parents(run_dir):
+            return False
+    saved = configuration.load(TrainConfig, path=saved_path)
+    settings = (each.model_dump(mode="json") for each in (saved, config))
+    before, after = ({"model": values["model"], **decisive(values)} for values in settings)
+    require_same(run_dir, before, after, allowed=config.allow_drift)
+    return before == after
 
 
 def require_known_drift(config: TrainConfig, identity: dict[str, Any]) -> None:

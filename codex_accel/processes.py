@@ -3,6 +3,7 @@
 Rule: every process calls these at the same place; sums of counts are taken here, and divided by the caller, once.
 """
 
+import importlib.util
 import os
 import time
 
@@ -12,6 +13,16 @@ from accelerate.utils import DistributedType
 
 from codex_accel.errors import UserError
 from codex_accel.evaluation import Scores
+
+
+def require_installed_engine() -> None:
+    """Raise UserError if the environment asks for DeepSpeed and it is not there: Accelerate ends in a traceback."""
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if asked and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "environment: ACCELERATE_USE_DEEPSPEED = true: deepspeed is not installed. Run `pip install deepspeed` on "
+            "a machine with a GPU, or choose another launch config."
+        )
 
 
 def require_engine(accelerator: Accelerator) -> None:

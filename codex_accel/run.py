@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from codex_accel import checkpoint, files, identity, manifest, retention, run_folder
-from codex_accel import config as configuration
+from codex_accel import checkpoint, files, manifest, retention, run_folder
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -78,20 +77,6 @@ def branch_parents(chosen: Path, run_dir: Path) -> list[dict[str, Any]]:
     return [{**record, "path": os.path.normpath(chosen / record["path"])} for record in records]
 
 
-def is_complete(config: TrainConfig, run_dir: Path) -> bool:
-    """Whether `final` stands and was made with these settings.
-
-    Raises: UserError with the differences if it was made with others that `allow_drift` does not name.
-    """
-    if config.resume != "auto" or not (run_dir / run_folder.FINAL / manifest.CONFIG).exists():
-        return False
-    saved = configuration.load(TrainConfig, path=run_dir / run_folder.FINAL / manifest.CONFIG)
-    settings = (each.model_dump(mode="json") for each in (saved, config))
-    before, after = ({"model": values["model"], **identity.decisive(values)} for values in settings)
-    identity.require_same(run_dir, before, after, allowed=config.allow_drift)
-    return before == after
-
-
 def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
     """(steps of the run, steps in an epoch); the run ends at the first of max_steps, max_epochs and max_tokens."""
     training = config.training
@@ -136,18 +121,10 @@ def _named_checkpoint(config: TrainConfig, run_dir: Path, steps: list[int]) -> P
             raise UserError(config.problem("resume", what))
         return path
     begun = bool(steps) or (run_dir / run_folder.METRICS).stat().st_size > 0
-    if begun and files.sha256_file(path / manifest.MANIFEST) not in _recorded_parents(run_dir):
+    if begun and files.sha256_file(path / manifest.MANIFEST) not in run_folder.recorded_parents(run_dir):
         what = f"is of another run, but {run_dir} holds a run already. Choose another output_dir for the branch."
         raise UserError(config.problem("resume", what))
     return None if steps else path
-
-
-def _recorded_parents(run_dir: Path) -> list[str]:
-    """Manifest digests of what the run in the folder was made from, as run.json says."""
-    try:
-        return [record["manifest_digest"] for record in json.loads((run_dir / "run.json").read_bytes())["parents"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def prune(config: TrainConfig, run_dir: Path, events: LineLog) -> None:
@@ -197,7 +174,8 @@ def on_error(config: TrainConfig, error: Exception, *, step: int, saved_step: in
         what = (
             f"{batch} sequences of {length} tokens do not fit into memory at step {step} "
             f"({' '.join(text.split())[:160]}). {stands(saved_step)} Lower training.micro_batch_size: the batch of a "
-            "step stays training.global_batch_size, by more accumulation; name it in allow_drift to go on."
+            "step stays training.global_batch_size, by more accumulation; name it in allow_drift to go on. If it was "
+            "in an evaluation, lower evaluation.batch_size."
         )
         raise UserError(config.problem("training.micro_batch_size", what)) from error
     raise error
@@ -245,6 +223,6 @@ def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> Non
     lines = [json.loads(line) for line in (run_dir / "metrics.ndjson").read_text(encoding="utf-8").splitlines()]
     for split in dict.fromkeys(line["split"] for line in lines):
         values = [line for line in lines if line["split"] == split][-1]
-        print(f"{split:<12} loss {values['loss']:.4f} at step {values['step']}")
+        print(f"{split:<12} loss {float(values['loss']):.4f} at step {values['step']}")
     print(f"done     {state.step} steps, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
     print(f"model    {run_dir / 'final'}\nmanifest {digest}")

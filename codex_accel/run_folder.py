@@ -40,6 +40,14 @@ def is_own(checkpoint_dir: Path, run_dir: Path) -> bool:
     return checkpoint_dir.resolve().parent == (run_dir / CHECKPOINTS).resolve()
 
 
+def recorded_parents(run_dir: Path) -> list[str]:
+    """Manifest digests of what the run in the folder was made from, as run.json says; none if it says nothing."""
+    try:
+        return [record["manifest_digest"] for record in json.loads((run_dir / "run.json").read_bytes())["parents"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def newest_whole(run_dir: Path, on_damaged: Callable[[Path, list[str]], None]) -> Path | None:
     """The newest checkpoint whose manifest verifies; each damaged one before it is told to `on_damaged`.
 
@@ -75,7 +83,8 @@ def make(run_dir: Path) -> None:
         files.write_durable(probe, b"x")
         probe.unlink()
         for folder in (run_dir, run_dir.absolute().parent, *(folder.parent for folder in new)):
-            files.fsync_path(folder)  # or a power cut takes the run with its name
+            with contextlib.suppress(PermissionError):  # a parent that may be entered but not read
+                files.fsync_path(folder)  # or a power cut takes the run with its name
     except OSError as error:
         raise UserError(
             f"output_dir = '{run_dir}': cannot be written ({error.strerror}). Choose another folder."

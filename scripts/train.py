@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from codex_accel import cli, files, manifest, offline, preemption, provenance, run_folder
+from codex_accel import cli, files, identity, manifest, offline, preemption, provenance, run_folder
 from codex_accel import config as configuration
 from codex_accel.events import LineLog, event
 from codex_accel.schema import TrainConfig
@@ -27,12 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(TrainConfig, argv, doc=__doc__, stage="train")
     offline.enforce(allow_network=config.allow_network)
     run_dir = Path(config.output_dir)
+    if identity.is_complete(config, run_dir):
+        if cli.is_main_process():
+            print(f"{run_dir} is complete. Choose another output_dir for a new run.")
+        return 0
     with preemption.Listener() as listener:
         if config.dry_run or not cli.is_main_process():
+            listener.start_up(None)
             return train(config, run_dir, listener)
         manifest.require(Path(config.data.dataset), kinds=["dataset"], verify=False, key="data.dataset")
         run_folder.make(run_dir)
         with run_folder.held(run_dir):
+            listener.start_up(run_dir)
             return train(config, run_dir, listener)
 
 
@@ -53,7 +59,6 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     from codex_accel import (
         checkpoint,
         evaluation,
-        identity,
         loss,
         optim,
         order,
@@ -68,11 +73,8 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     from codex_accel.packing import Blocks
     from codex_accel.tokens import TokenStore
 
-    if run.is_complete(config, run_dir):
-        if cli.is_main_process():
-            print(f"{run_dir} is complete. Choose another output_dir for a new run.")
-        return 0
     accumulation_steps = run.accumulation_steps(config)
+    processes.require_installed_engine()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else two processes without a GPU would not find each other
         mixed_precision=training.mixed_precision,
@@ -150,9 +152,9 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         chosen = run.choose_checkpoint(config, run_dir, tell_damaged)
     [chosen] = broadcast_object_list([chosen])
     if chosen is not None:
-        _, saved_identity = checkpoint.stored_state(chosen)
+        state, saved_identity = checkpoint.stored_state(chosen)
         identity.require_same(chosen, saved_identity, who, allowed=config.allow_drift)  # before weights that do not fit
-        state, _ = checkpoint.load(accelerator, chosen)
+        checkpoint.load(accelerator, chosen)
         parents += run.branch_parents(chosen, run_dir)  # in place: `facts` holds the same list
         if not run_folder.is_own(chosen, run_dir):
             state.metrics_bytes = 0  # of the other run's log
@@ -322,6 +324,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     weights = accelerator.get_state_dict(model)
     if main_process:
         metrics.sync()
+        run.prune(config, run_dir, events)  # the last evaluation is known now; once `final` stands nothing runs again
         digest = checkpoint.save_final(
             run_dir,
             model=bare_model,
@@ -331,7 +334,6 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
             parents=parents,
             facts={"step": state.step, **models.count_parameters(bare_model)},
         )
-        run.prune(config, run_dir, events)  # now that the last evaluation is known
         event(events, "end", f"step {state.step}", manifest_digest=digest)
         events.sync()
         run.print_end(run_dir, state, digest)

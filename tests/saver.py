@@ -81,7 +81,8 @@ class Run:
         chosen = run_folder.newest_whole(run_dir, lambda path, problems: damaged.extend(problems))
         if chosen is None:
             return {"step": None, "damaged": damaged}
-        state, _ = checkpoint.load(self.accelerator, chosen)
+        state, _ = checkpoint.stored_state(chosen)
+        checkpoint.load(self.accelerator, chosen)
         whole_log = LineLog(run_dir / run_folder.METRICS).cut_back(state.metrics_bytes)
         return {"step": state.step, "digest": self.digest(), "damaged": damaged, "metrics": whole_log}
 

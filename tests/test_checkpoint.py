@@ -291,7 +291,8 @@ def test_loading_brings_weights_optimizer_and_counters_back(run, run_dir, tiny):
             parameter.add_(1.0)
         for value in run.optimizer.state.values():
             value["exp_avg"].add_(1.0)
-    state, identity = checkpoint.load(run.accelerator, folder)
+    state, identity = checkpoint.stored_state(folder)
+    checkpoint.load(run.accelerator, folder)
     assert (state, identity) == (STATE, {"seed": 0})
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     found = [value["exp_avg"] for value in run.optimizer.state_dict()["state"].values()]

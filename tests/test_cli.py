@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ from codex_accel.schema import GenerateConfig
 
 
 def main(argv=None):
-    config = cli.parse(GenerateConfig, argv, doc=__doc__, stage="stage", positional="checkpoint")
+    config = cli.parse(GenerateConfig, argv, doc=__doc__, stage="stage", positional=["checkpoint"])
     match config.prompt:
         case "user mistake":
             raise UserError(config.problem("prompt", "is bad."), "second: problem.")
@@ -80,7 +81,7 @@ def start(stage: Path, *arguments: str | Path, **environment: str) -> tuple[int,
     return done.returncode, done.stdout, [line for line in lines if not line.startswith("MODULES ")], modules
 
 
-def parse(*arguments: str, root=schema.GenerateConfig, positional: str | None = "checkpoint"):
+def parse(*arguments: str, root=schema.GenerateConfig, positional: Sequence[str] = ("checkpoint",)):
     return cli.parse(root, arguments, doc="Doc.", stage="stage", positional=positional)
 
 
@@ -233,19 +234,19 @@ def test_value_may_hold_an_equals_sign():
     ],
 )
 def test_bool_flag_needs_no_value(arguments, recursive, path):
-    config = parse(*arguments, root=schema.VerifyConfig, positional="path")
+    config = parse(*arguments, root=schema.VerifyConfig, positional=["path"])
     assert (config.recursive, config.path) == (recursive, path)
 
 
 def test_second_bare_argument_is_refused():
     """As in `verify.py runs/*`: checking the last of them alone would look like a check of all."""
-    assert refused("A", "B", root=schema.VerifyConfig, positional="path") == [
+    assert refused("A", "B", root=schema.VerifyConfig, positional=["path"]) == [
         "command line: 'B': path is already given. Run once for each."
     ]
 
 
 def test_bare_argument_without_a_place_is_refused():
-    assert refused("checkpoint=a", "X", positional=None) == [
+    assert refused("checkpoint=a", "X", positional=[]) == [
         "command line: 'X': is not of the form section.key=value. See --help."
     ]
 
@@ -262,7 +263,7 @@ def test_config_flag_without_its_file_is_refused():
 
 
 def test_argument_and_config_problems_are_told_together():
-    problems = refused("seed=x", "checkpoint=a", "--top-k", positional=None)
+    problems = refused("seed=x", "checkpoint=a", "--top-k", positional=[])
     assert [problem.split(": ")[1] for problem in problems] == ["--top-k", "seed = 'x'"]
 
 

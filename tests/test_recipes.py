@@ -20,6 +20,8 @@ MODELS = {
     "evaluate": schema.EvaluateConfig,
     "generate": schema.GenerateConfig,
     "verify": schema.VerifyConfig,
+    "checkpoints": schema.CheckpointsConfig,
+    "replay": schema.ReplayConfig,
     "quickstart_table": schema.TableConfig,
 }
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name != "base")

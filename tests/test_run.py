@@ -303,18 +303,18 @@ def finish(run_dir: Path, settings: TrainConfig) -> None:
 
 
 def test_run_with_a_final_is_complete(tmp_path):
-    assert not run.is_complete(config(), tmp_path)
+    assert not identity.is_complete(config(), tmp_path)
     finish(tmp_path, config())
-    assert run.is_complete(config(), tmp_path)
-    assert not run.is_complete(config(resume="somewhere"), tmp_path)
+    assert identity.is_complete(config(), tmp_path)
+    assert not identity.is_complete(config(resume="somewhere"), tmp_path)
 
 
 def test_complete_run_of_other_settings_is_refused_unless_they_are_named(tmp_path):
     finish(tmp_path, config())
     longer = config(max_steps=20)
     with pytest.raises(UserError, match=r"training\.max_steps   10     20"):
-        run.is_complete(longer, tmp_path)
-    assert not run.is_complete(longer.model_copy(update={"allow_drift": ["training.max_steps"]}), tmp_path)
+        identity.is_complete(longer, tmp_path)
+    assert not identity.is_complete(longer.model_copy(update={"allow_drift": ["training.max_steps"]}), tmp_path)
 
 
 def test_complete_run_may_move_and_be_told_to_stop_otherwise(tmp_path):
@@ -322,7 +322,7 @@ def test_complete_run_may_move_and_be_told_to_stop_otherwise(tmp_path):
     finish(tmp_path, config())
     settings = config(max_time_s=1.0, stop_at_step=3)
     changed = {"data": settings.data.model_copy(update={"dataset": "moved", "validation_split": None})}
-    assert run.is_complete(settings.model_copy(update=changed), tmp_path)
+    assert identity.is_complete(settings.model_copy(update=changed), tmp_path)
 
 
 # --- pruning ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import run_script
 
-from codex_accel import catalog, manifest, plan, tokenizer
+from codex_accel import catalog, files, manifest, plan, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.tokens import TokenStore
 
@@ -215,17 +215,20 @@ def test_what_is_prepared_after_a_stop_is_not_written_through_links(tiny, stop_a
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} == before
 
 
-def test_markers_without_their_shards_are_not_gone_on_with(tiny, stop_at, tmp_path):
+def test_markers_without_their_shards_are_not_gone_on_with(tiny, tmp_path, monkeypatch):
     """Stopped between the name and the removal of the work folder; then the dataset is removed."""
     options = (write_jsonl(tmp_path / "a.jsonl", [f"text {n}" for n in range(40)]), HALVES)
     expected = prepare(tiny, tmp_path / "expected" / "d", *options)
-    number = stop_at.count - 1  # the one after it flushes the removal
-    stop_at(number)
-    with pytest.raises(Stopped):
-        prepare(tiny, tmp_path / "d", *options)
+
+    def stopped(_: Path) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "remove_folder", stopped)
+        with pytest.raises(Stopped):
+            prepare(tiny, tmp_path / "d", *options)
     assert (tmp_path / "d").exists()
     assert (tmp_path / ".partial-d").exists()
-    stop_at(None)
     shutil.rmtree(tmp_path / "d")
     assert prepare(tiny, tmp_path / "d", *options)["content_digest"] == expected["content_digest"]
 

@@ -241,7 +241,7 @@ def test_a_damaged_start_model_is_refused(chain, tmp_path):
 
 def test_a_complete_run_with_other_settings_is_refused(chain):
     problems = refused(train_argv(chain, chain / "run", "training.max_steps=4", "optimizer.learning_rate=9.0"))
-    assert "optimizer.learning_rate: 0.003 -> 9.0" in problems[1]
+    assert problems[2].split() == ["optimizer.learning_rate", "0.003", "9.0"]
 
 
 def test_drift_is_allowed_by_known_names_only(fork_server, chain, tmp_path):
@@ -259,6 +259,12 @@ def test_a_branch_names_the_checkpoint_it_came_from(fork_server, chain, tmp_path
     parents = json.loads((tmp_path / "run" / "final" / "manifest.json").read_text())["parents"]
     assert [parent["kind"] for parent in parents] == ["dataset", "tokenizer", "checkpoint"]
     job = fork_server.run("train", argv)
+    assert job.codes == [0], job.output
+    assert "is complete" in job.output
+    other = chain / "run" / "checkpoints" / "step-000000004"
+    job = fork_server.run(
+        "train", train_argv(chain, tmp_path / "run", f"resume={other}", "training.max_steps=6", drift)
+    )
     assert job.codes == [2]
     assert "holds a run already" in job.output
 
