@@ -5,6 +5,7 @@ JSON by process 0 alone, with every number taken over all processes.
 """
 
 import argparse
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,11 @@ class Run:
     def write(self, folder: str) -> None:
         distributed_checkpoint.save(self.state(full=False), checkpoint_id=folder)
 
+    def write_on_a_full_disk(self, folder: str) -> None:
+        self.write(folder)
+        if not self.accelerator.is_main_process:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     def read(self, folder: str) -> None:
         state = self.state(full=False)
         distributed_checkpoint.load(state, checkpoint_id=folder)
@@ -96,15 +102,18 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`save TOKENIZER RUN_DIR`: a step, a checkpoint, a step more. `load TOKENIZER RUN_DIR`: that step again."""
+    """`save TOKENIZER RUN_DIR`: a step, a checkpoint, a step more. `load TOKENIZER RUN_DIR`: that step again.
+
+    `refuse TOKENIZER RUN_DIR`: as `save`, but the disk of process 1 is full.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=("save", "load"))
+    parser.add_argument("job", choices=("save", "load", "refuse"))
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("run_dir", type=Path)
     options = parser.parse_args(argv)
-    run = Run(options.tokenizer, seed=0 if options.job == "save" else 1)
+    run = Run(options.tokenizer, seed=1 if options.job == "load" else 0)
     losses = []
-    if options.job == "save":
+    if options.job != "load":
         losses.append(run.train(0))
         if run.accelerator.is_main_process:
             run_folder.make(options.run_dir)
@@ -119,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
             tokenizer_folder=options.tokenizer,
             parents=[],
             identity={"seed": 0},
-            write_state=run.write,
+            write_state=run.write if options.job == "save" else run.write_on_a_full_disk,
         )
     else:
         run.train(7)  # so that weights, moments and counts are others before the load

@@ -141,16 +141,16 @@ def test_the_sweep_sees_a_check_that_is_blind(run_dir, monkeypatch):
 
 
 def test_damage_of_a_checkpoint_is_found_named_and_stepped_over(run_dir):
-    """Every bit of the trainer state, a bit of each byte of the lists and the config, and a sample of all others."""
+    """A bit of each byte of the trainer state, the lists and the config, and a sample of all others."""
     folder, draws = run_folder.checkpoint_path(run_dir, max(STEPS)), random.Random(0)
-    damages = bits(folder, TRAINER_STATE) + lengths(folder, TRAINER_STATE)
-    for name in (manifest.SUMS, manifest.CONFIG):
+    damages = lengths(folder, TRAINER_STATE)
+    for name in (TRAINER_STATE, manifest.SUMS, manifest.CONFIG):
         damages += [Damage(name, bit=8 * byte + draws.randrange(8)) for byte in range(sizes(folder)[name])]
-    damages += draws.sample(bits(folder), 300) + draws.sample(lengths(folder), 200)
+    damages += draws.sample(bits(folder), 200) + draws.sample(lengths(folder), 100)
     draws.shuffle(damages)
     counts = check_all(damages, run_dir, step_back_every=50)
     assert counts == {"found": len(damages)}
-    assert len(damages) > 3000
+    assert len(damages) > 2000
 
 
 @pytest.mark.parametrize("name", [TRAINER_STATE, "model.safetensors", manifest.MANIFEST, manifest.SUMS])

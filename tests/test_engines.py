@@ -78,3 +78,13 @@ def test_flipped_bit_in_a_shard_is_found(saved, tmp_path, name):
     (folder / name).write_bytes(data)
     problems = manifest.problems_of(folder)
     assert any(f"{name}: has changed" in problem for problem in problems), problems
+
+
+def test_a_disk_that_is_full_for_one_process_ends_the_save_of_both(fork_server, tiny, tmp_path):
+    """Each says whose disk it was, none waits for the other, and nothing is left."""
+    job = fork_server.run(DRIVER, ["refuse", str(tiny / "tokenizer"), str(tmp_path / "run")], num_processes=2)
+    assert job.codes == [2, 2], job.output
+    told = [line for line in job.output.splitlines() if "was not saved" in line]
+    assert len(told) == 2
+    assert all("step-000000001: was not saved (process 1: No space left on device). It needs" in line for line in told)
+    assert list((tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()) == []

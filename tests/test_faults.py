@@ -489,6 +489,62 @@ def test_train_killed_at_any_call_ends_as_if_it_had_not_been(fork_server, tiny, 
     tell("SIGKILL of train.py", train_struck(fork_server, tiny, tmp_path, unbroken, "kill", points), len(points))
 
 
+def train_refused(
+    fork_server, tiny: Path, root: Path, unbroken: tuple, mode: str, policy: str, points: Iterable[int]
+) -> list[str]:
+    """Let the disk refuse from each point on, or once; returns a line for each point that is not told or not made good.
+
+    A run with `go_on` may end well all by itself; any other must end with one line, and the next start as if unbroken.
+    """
+    _, expected = unbroken
+    bad = []
+
+    def strike(at: int):
+        folder = root / f"train-{mode}-{policy}-{at}"
+        folder.mkdir()
+        argv = [*small_train(tiny, folder / "run"), f"checkpoint.on_failed_save={policy}"]
+        return folder, argv, fork_server.start("train", argv, fault=fault(folder, mode, at))
+
+    def go_on(at: int, struck: tuple) -> None:
+        folder, argv, job = struck
+        codes, told = job.wait(), job.output
+        if codes not in ([0], [2]) or "Traceback" in told or str(folder) not in told:
+            bad.append(f"{mode} at {calls_of(folder)[-1]}, {policy}: {codes} {told[-600:]}")
+        job = fork_server.run("train", argv)
+        if job.codes != [0] or outcome(folder / "run") != expected:
+            bad.append(f"{mode} at {calls_of(folder)[-1]}, {policy}: the next start {job.codes} {job.output[-600:]}")
+        shutil.rmtree(folder)
+
+    in_pairs(points, strike, go_on)
+    return bad
+
+
+def in_the_loop(unbroken: tuple) -> int:
+    """The first call after the start-up: the first line of metrics."""
+    return next(n for n, call in enumerate(unbroken[0], 1) if call.name == "write" and "metrics" in call.path)
+
+
+@needs_shim
+@pytest.mark.parametrize(("mode", "policy"), [("ENOSPC", "stop"), ("EIO_once", "stop"), ("ENOSPC_once", "go_on")])
+def test_train_that_is_refused_says_so_and_ends_as_if_it_had_not_been(
+    fork_server, tiny, tmp_path, unbroken, mode, policy
+):
+    first = in_the_loop(unbroken)
+    points = range(first, len(unbroken[0]) + 1, (len(unbroken[0]) - first) // 4)
+    bad = train_refused(fork_server, tiny, tmp_path, unbroken, mode, policy, points)
+    tell(f"{mode} in train.py, on_failed_save={policy}", bad, len(points))
+
+
+@pytest.mark.slow
+@needs_shim
+@pytest.mark.parametrize("policy", ["stop", "go_on"])
+@pytest.mark.parametrize("mode", ["ENOSPC", "EIO", "ENOSPC_once", "EIO_once"])
+def test_train_refused_at_every_so_many_calls_ends_as_if_not(fork_server, tiny, tmp_path, unbroken, mode, policy):
+    points = range(1, len(unbroken[0]) + 1, 7)
+    bad = train_refused(fork_server, tiny, tmp_path, unbroken, mode, policy, points)
+    tell(f"{mode} in train.py, every 7 calls, on_failed_save={policy}", bad, len(points))
+
+
 @needs_shim
 def test_power_cut_at_the_end_of_a_run_leaves_its_checkpoints(fork_server, tiny, tmp_path, unbroken):
     """All names on the way are safe: a new run folder does not vanish with what was saved in it."""

@@ -667,7 +667,8 @@ QUICK = (  # of the groups whose cases differ little, those that are tried in th
 )
 OFTEN = [
     case
-    if re.search(QUICK, case.name) or not case.stage.startswith(("resume", "start", "evaluate", "generate", "prepare"))
+    if re.search(QUICK, case.name)
+    or not case.stage.startswith(("resume", "start", "evaluate", "generate", "prepare", "branch", "train"))
     else dataclasses.replace(case, slow=True)
     for case in [*STATES, *MODELS, *TOKENIZER, *DATASET]
 ]

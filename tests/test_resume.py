@@ -138,16 +138,17 @@ def tell(capsys, num_processes: int, hits: list[tuple[int, str]]) -> None:
 
 
 @pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
-def test_ten_kills_end_in_the_same_weights_and_metrics(fork_server, tiny, tmp_path, num_processes):
+def test_kills_end_in_the_same_weights_and_metrics(fork_server, tiny, tmp_path, num_processes):
+    num_kills = 10 // num_processes  # two processes take longer, and the long form has 200 of each
     hits = hits_of(
         fork_server,
         lambda run_dir: train_argv(tiny, run_dir, *SOAK),
         tmp_path,
         num_processes=num_processes,
-        num_kills=10,
+        num_kills=num_kills,
         at_least=1,
     )
-    assert len(hits) == 10
+    assert len(hits) == num_kills
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def logits_of(folder: Path) -> tuple[AutoModelForCausalLM, torch.Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kills_end_alike_in_other_families_and_precision(fork_server, tiny, tmp_path, family):
     """GPT-2 in float32 is what the other tests run."""
-    num_kills = 3
+    num_kills = 2
     hits = hits_of(
         fork_server,
         lambda run_dir: family_argv(tiny, run_dir, FAMILIES[family]),
@@ -247,10 +248,6 @@ def kill_true_processes(fork_server: ForkServer, tiny: Path, root: Path, *, kill
         assert last_step(root / "killed") < last_step(root / "unbroken")
     assert true_process(argv, log).wait() == 0, log.read_text()
     assert outcome(root / "killed") == outcome(root / "unbroken")
-
-
-def test_killed_true_process_ends_alike(fork_server, tiny, tmp_path):
-    kill_true_processes(fork_server, tiny, tmp_path, kill_after_steps=[14])
 
 
 @pytest.mark.slow
