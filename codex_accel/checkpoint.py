@@ -8,7 +8,6 @@ The random states that Accelerate writes are left out: every draw comes from (se
 a pickle.
 """
 
-import contextlib
 import errno
 import functools
 import json
@@ -165,8 +164,7 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)  # what cannot be removed is swept at the next start
         raise
     if main:
-        with contextlib.suppress(OSError):  # the checkpoint stands without it
-            point_latest(final)
+        run_folder.point_latest(final)
 
 
 def save_final(
@@ -215,7 +213,7 @@ def _together(
     result, reason = None, ""
     try:
         result = work(*arguments)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch tells a full disk by a RuntimeError
+    except (OSError, UserError, RuntimeError, SafetensorError) as error:  # torch tells a full disk by a RuntimeError
         cause, reason = error, _reason(error)
     outcomes = gather_object([(result, reason)])
     if reasons := [f"process {rank}: {reason}" for rank, (_, reason) in enumerate(outcomes) if reason]:
@@ -230,10 +228,13 @@ def _reason(error: Exception) -> str:
 
 
 def _not_saved(final: Path, needed: int, reasons: list[str]) -> str:
+    try:
+        free = f"{shutil.disk_usage(final.parent).free:,}"
+    except OSError:  # the folder is gone, or its disk does not answer
+        free = "an unknown number"
     return (
-        f"{final}: was not saved ({'; '.join(reasons)}). It needs about {needed:,} bytes, "
-        f"{shutil.disk_usage(final.parent).free:,} are free. Older checkpoints stand. Mend the disk or make room, and "
-        "run the same command again."
+        f"{final}: was not saved ({'; '.join(reasons)}). It needs about {needed:,} bytes, {free} are free. Older "
+        "checkpoints stand. Mend the disk or make room, and run the same command again."
     )
 
 
@@ -252,14 +253,6 @@ def _hash_share(folder: Path) -> dict[str, str]:
     return dict(zip(mine, files.flush_and_hash([folder / name for name in mine]), strict=True))
 
 
-def point_latest(final: Path) -> None:
-    """Let the link `latest` lead to `final`: for people; the toolkit itself goes by the folders' names."""
-    link = final.with_name(f"{files.TEMPORARY_PREFIX}latest-{os.getpid()}")
-    link.unlink(missing_ok=True)
-    link.symlink_to(final.name)
-    os.replace(link, final.with_name("latest"))
-
-
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer's files into a model folder, so that it loads on its own."""
     for name in tokenizer.FILES:
@@ -276,7 +269,9 @@ def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], 
         raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. {DAMAGED}")
     try:
         (read_state or accelerator.load_state)(str(folder))
-    except UserError:
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: is missing. {DAMAGED}") from error
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:  # torch's own words advise to load it without care
         raise UserError(f"{folder}: the optimizer state (optimizer.bin) holds more than numbers. {DAMAGED}") from error

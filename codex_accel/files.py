@@ -126,7 +126,8 @@ def sweep(parent: Path) -> list[str]:
     """Remove what an interrupted write or deletion left in `parent`; returns the names removed."""
     leftovers = [p for p in parent.glob(".*") if p.name.startswith((TEMPORARY_PREFIX, TRASH_PREFIX))]
     for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # the probe of another start, which has removed it itself
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return sorted(path.name for path in leftovers)
 
 

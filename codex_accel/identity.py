@@ -18,7 +18,7 @@ from codex_accel.schema import TrainConfig
 SETTINGS = {
     "training": (
         "micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite", "max_steps", "max_epochs",
-        "max_tokens",
+        "max_tokens", "deterministic",
     ),
     "data": ("train_split", "block_size", "isolate_documents"),
 }  # fmt: skip
@@ -41,12 +41,17 @@ def of(
 ) -> dict[str, Any]:
     """The identity as plain JSON values; `parents` are dataset, tokenizer and, if any, the model started from."""
     architecture = model.config.to_dict()
-    architecture.pop("transformers_version", None)
+    for name in ("transformers_version", "_name_or_path"):
+        architecture.pop(name, None)
     document = {
         **decisive(config.model_dump(mode="json")),
         "dataset": dataset_manifest["content_digest"],
         "tokenizer": parents[1]["content_digest"],
-        "model": {"start": [p["content_digest"] for p in parents[2:]], "architecture": architecture},
+        "model": {
+            "start": [p["content_digest"] for p in parents[2:]],
+            "attention": config.model.attention,
+            "architecture": architecture,
+        },
         "mixed_precision": mixed_precision,
         "libraries": {name: importlib.metadata.version(name).partition(".")[0] for name in LIBRARIES},
     }
@@ -87,22 +92,45 @@ def _shown(value: Any) -> str:
 
 
 def is_complete(config: TrainConfig, run_dir: Path) -> bool:
-    """Whether `final` stands and was made with these settings, from the checkpoint that `resume` names, if any.
+    """Whether `final` stands and was made with these settings and contents, from the checkpoint that `resume` names.
+
+    A dataset or a start that is no longer there is not compared: a run that is complete may outlive them.
 
     Raises: UserError with the differences if it was made with others that `allow_drift` does not name.
     """
-    saved_path = run_dir / run_folder.FINAL / manifest.CONFIG
-    if config.resume == "never" or not saved_path.is_file():
+    final = run_dir / run_folder.FINAL
+    if config.resume == "never" or not (final / manifest.CONFIG).is_file():
         return False
     if config.resume != "auto":
-        start = Path(config.resume) / manifest.MANIFEST
-        if not start.is_file() or files.sha256_file(start) not in run_folder.recorded_parents(run_dir):
+        branched = Path(config.resume) / manifest.MANIFEST
+        if not branched.is_file() or files.sha256_file(branched) not in run_folder.recorded_parents(run_dir):
             return False
-    saved = configuration.load(TrainConfig, path=saved_path)
-    settings = (each.model_dump(mode="json") for each in (saved, config))
-    before, after = ({"model": values["model"], **decisive(values)} for values in settings)
+    saved = configuration.load(TrainConfig, path=final / manifest.CONFIG)
+    recorded = [record["content_digest"] for record in manifest.read(final)["parents"]]  # dataset, tokenizer, start
+    start = recorded[2:3] if saved.model.path is not None else []
+    before = _outline(saved, dataset=recorded[0], start=start)
+    if config.model.path is None:
+        start = []
+    elif content := _content(config.model.path):
+        start = [content]
+    after = _outline(config, dataset=_content(config.data.dataset) or recorded[0], start=start)
     require_same(run_dir, before, after, allowed=config.allow_drift)
     return before == after
+
+
+def _outline(config: TrainConfig, *, dataset: str, start: list[str]) -> dict[str, Any]:
+    """What can be told of an identity before anything heavy is imported, under the same names."""
+    settings = config.model_dump(mode="json")
+    model = {"start": start, "attention": settings["model"]["attention"], "architecture": settings["model"]["config"]}
+    return {**decisive(settings), "dataset": dataset, "model": model}
+
+
+def _content(path: str) -> str | None:
+    """Digest of the content of a dataset, or of the model that `model.path` names; None if it is not there."""
+    folder = Path(path)
+    if (folder / run_folder.FINAL / "config.json").is_file():
+        folder /= run_folder.FINAL
+    return manifest.as_parent(folder)["content_digest"] if folder.is_dir() else None
 
 
 def require_known_drift(config: TrainConfig, identity: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from codex_accel import files, run_folder
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 MARKER = "preempted"
-LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # of `accelerate launch` and `torchrun`
+LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")  # of `accelerate launch` and `torchrun`
 LOOK_S = 0.5  # between two looks at the launcher during a start-up
 SAME_WAVE_S = 1.0  # a service manager signals launcher and process alike, and torchrun passes its own on
 CLOSE, LOOK = 0, 255  # what is written to the thread besides numbers of signals

@@ -6,13 +6,17 @@ Rule: every process calls these at the same place; sums of counts are taken here
 import importlib.util
 import os
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from codex_accel.errors import UserError
 from codex_accel.evaluation import Scores
+
+T = TypeVar("T")
 
 
 def require_installed_engine() -> None:
@@ -45,6 +49,25 @@ def require_engine(accelerator: Accelerator) -> None:
                 f"environment: {variable} = true: asks for {engine.value}, but {accelerator.distributed_type.value} is "
                 "in use. It needs a GPU; choose another launch config."
             )
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What `work` gives on the main process, on all; the others do not run it.
+
+    Raises: its UserError on the main process, and SystemExit(2) on the others, which have nothing to add.
+    """
+    result, problems = None, []
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except UserError as error:
+            problems = error.problems
+    [(result, problems)] = broadcast_object_list([(result, problems)])
+    if problems and accelerator.is_main_process:
+        raise UserError(*problems)
+    if problems:
+        raise SystemExit(2)
+    return result
 
 
 def sum_int(accelerator: Accelerator, value: int) -> int:

@@ -36,8 +36,13 @@ def best_is(metric: BestMetric) -> str:
 
 
 def evaluations(run_dir: Path) -> dict[int, dict[str, Any]]:
-    """The line of metrics.ndjson for each step that was evaluated. Raises UserError for a line that is not one."""
+    """The line of metrics.ndjson for each step that was evaluated.
+
+    Raises: UserError for a line that is not one, or if there is no such file: without it nothing would be the best.
+    """
     found, path = {}, run_dir / run_folder.METRICS
+    if not path.exists():
+        raise UserError(f"{path}: no such file, so no score is known. Restore it from a copy, or say keep_best=0.")
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             if b'"learning_rate": ' in line or not line.endswith(b"\n"):  # of a training step, or half a line

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from codex_accel import checkpoint, files, manifest, retention, run_folder
+from codex_accel import checkpoint, cli, files, manifest, retention, run_folder
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -89,6 +89,34 @@ def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
     return min(limits), steps_per_epoch
 
 
+def find_start(config: TrainConfig, run_dir: Path, events: LineLog) -> Path | None:
+    """Clear away what a kill has left, and choose the checkpoint to go on from; damaged ones are told."""
+
+    def tell(path: Path, problems: list[str]) -> None:
+        print(f"damaged checkpoint, stepping back: {'; '.join(problems)}")
+        event(events, "damaged checkpoint", str(path), problems=problems)
+
+    for name in files.sweep(run_dir / run_folder.CHECKPOINTS) + files.sweep(run_dir):
+        event(events, "sweep", name)
+    return choose_checkpoint(config, run_dir, tell)
+
+
+def cut_back(config: TrainConfig, metrics: LineLog, events: LineLog, state: checkpoint.TrainerState) -> None:
+    """Bring metrics.ndjson to where it was when `state` was saved.
+
+    Raises: UserError if lines are lost that tell which checkpoints are the best, because those would be deleted.
+    """
+    if config.checkpoint.keep_best and metrics.path.stat().st_size < state.metrics_bytes:
+        what = (
+            f"{config.checkpoint.keep_best}, but the scores are lost: {metrics.path} is shorter than it was at step "
+            f"{state.step}. Restore it from a copy, or say checkpoint.keep_best=0."
+        )
+        raise UserError(config.problem("checkpoint.keep_best", what))
+    if not metrics.cut_back(state.metrics_bytes):
+        event(events, "lost metrics", f"{metrics.path} is shorter than at step {state.step}")
+        print(f"{metrics.path} is shorter than it was at step {state.step}: lines before it are lost")
+
+
 def choose_checkpoint(config: TrainConfig, run_dir: Path, on_damaged: Callable[[Path, list[str]], None]) -> Path | None:
     """Where to go on from: `resume: auto` the newest whole checkpoint of this run, or None for a fresh start.
 
@@ -105,6 +133,9 @@ def choose_checkpoint(config: TrainConfig, run_dir: Path, on_damaged: Callable[[
     found = run_folder.newest_whole(run_dir, on_damaged)
     if found is None and steps:
         what = f"no checkpoint in {run_dir} is whole. Restore one from a copy, or choose another output_dir."
+        raise UserError(config.problem("resume", what))
+    if found is None and (start := run_folder.recorded_start(run_dir)):
+        what = f"auto, but {run_dir} is a branch of {start}. Say resume={start} again, or choose another output_dir."
         raise UserError(config.problem("resume", what))
     return found
 
@@ -146,12 +177,19 @@ def stands(saved_step: int) -> str:
     return f"The checkpoint of step {saved_step} stands." if saved_step >= 0 else "No checkpoint was written yet."
 
 
+def how_to_go_on(reason: str) -> str:
+    """What to do after a stop for `reason`, as a sentence."""
+    if reason == "training.stop_at_step":
+        return "Raise or remove training.stop_at_step to go on."
+    return "Run the same command again to go on."
+
+
 def on_failed_save(config: TrainConfig, events: LineLog, error: checkpoint.SaveFailed) -> None:
     """Note a save that failed; raises it again if it is to stop the run."""
     event(events, "failed save", str(error), policy=config.checkpoint.on_failed_save)
     if config.checkpoint.on_failed_save == "stop":
         raise error
-    if os.environ.get("RANK", "0") == "0":
+    if cli.is_main_process():
         print(f"warning: {error}")
 
 
@@ -220,9 +258,9 @@ def print_start(config: TrainConfig, facts: dict[str, Any]) -> None:
 
 def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> None:
     """The last losses and where everything lies."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.ndjson").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (run_dir / run_folder.METRICS).read_text(encoding="utf-8").splitlines()]
     for split in dict.fromkeys(line["split"] for line in lines):
         values = [line for line in lines if line["split"] == split][-1]
         print(f"{split:<12} loss {float(values['loss']):.4f} at step {values['step']}")
     print(f"done     {state.step} steps, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
-    print(f"model    {run_dir / 'final'}\nmanifest {digest}")
+    print(f"model    {run_dir / run_folder.FINAL}\nmanifest {digest}")

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from codex_accel import files, manifest
 from codex_accel.errors import UserError
@@ -42,9 +43,19 @@ def is_own(checkpoint_dir: Path, run_dir: Path) -> bool:
 
 def recorded_parents(run_dir: Path) -> list[str]:
     """Manifest digests of what the run in the folder was made from, as run.json says; none if it says nothing."""
+    return [record["manifest_digest"] for record in _records(run_dir)]
+
+
+def recorded_start(run_dir: Path) -> str | None:
+    """The checkpoint of another run that the run in the folder is a branch of, as run.json says; None if of none."""
+    return next((record["path"] for record in _records(run_dir) if record["kind"] == "checkpoint"), None)
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
     try:
-        return [record["manifest_digest"] for record in json.loads((run_dir / "run.json").read_bytes())["parents"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        records = json.loads((run_dir / "run.json").read_bytes())["parents"]
+        return [{key: record.get(key) for key in ("kind", "path", "manifest_digest")} for record in records]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
@@ -60,6 +71,8 @@ def newest_whole(run_dir: Path, on_damaged: Callable[[Path, list[str]], None]) -
         if not (problems := manifest.problems_of(path)):
             for other in damaged:
                 _set_aside(other)
+            if damaged:
+                point_latest(path)
             return path
         on_damaged(path, problems)
         damaged.append(path)
@@ -74,6 +87,15 @@ def _set_aside(path: Path) -> None:
     files.fsync_path(path.parent)
 
 
+def point_latest(path: Path) -> None:
+    """Let the link `latest` lead to this checkpoint, if the disk takes it: for people, nothing here reads it."""
+    link = path.with_name(f"{files.TEMPORARY_PREFIX}latest-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, path.with_name("latest"))
+
+
 def make(run_dir: Path) -> None:
     """Make the folder, or raise UserError before anything expensive if it cannot be written to."""
     probe = run_dir / CHECKPOINTS / f"{files.TEMPORARY_PREFIX}probe-{os.getpid()}"
@@ -81,7 +103,7 @@ def make(run_dir: Path) -> None:
         new = [folder for folder in run_dir.absolute().parents if not folder.exists()]
         probe.parent.mkdir(parents=True, exist_ok=True)
         files.write_durable(probe, b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # the run that holds the folder may have swept it
         for folder in (run_dir, run_dir.absolute().parent, *(folder.parent for folder in new)):
             with contextlib.suppress(PermissionError):  # a parent that may be entered but not read
                 files.fsync_path(folder)  # or a power cut takes the run with its name

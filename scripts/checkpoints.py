@@ -70,7 +70,7 @@ def _require_whole_newest(config: CheckpointsConfig, run_dir: Path) -> None:
 def _rows(run_dir: Path, rules: Checkpoint, *, hashed: bool) -> list[dict[str, Any]]:
     """One row a checkpoint, newest first; checked by digests if `hashed`, else by names and sizes."""
     steps = run_folder.steps_saved(run_dir)
-    evaluated = retention.evaluations(run_dir)
+    evaluated = retention.evaluations(run_dir) if (run_dir / run_folder.METRICS).exists() else {}
     scores = retention.scores(evaluated, metric=rules.best_metric)
     kept = retention.kept(
         steps,
@@ -84,16 +84,19 @@ def _rows(run_dir: Path, rules: Checkpoint, *, hashed: bool) -> list[dict[str, A
     resume_point = None
     for step in steps:
         path = run_folder.checkpoint_path(run_dir, step)
-        problems, document = check(path), {}
-        with contextlib.suppress(UserError):  # it is among the problems
+        problems, document, num_bytes = check(path), {}, 0
+        with contextlib.suppress(UserError, FileNotFoundError):  # it is among the problems
+            num_bytes = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
             document = manifest.read(path)
+        if not path.is_dir():
+            continue  # the run, which may be training, has pruned it meanwhile
         resume_point = resume_point or (None if problems else step)
         rows.append(
             {
                 "step": step,
                 "path": str(path),
                 "time": document.get("provenance", {}).get("time"),
-                "num_bytes": sum((path / name).stat().st_size for name in files.list_files(path)),
+                "num_bytes": num_bytes,
                 "score": scores.get(step),
                 "evaluation": evaluated.get(step),
                 "kept_as": kept.get(step, []),

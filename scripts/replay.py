@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = manifest.require(path, kinds=["checkpoint"], verify=config.verify, key="checkpoint")
     step, start = document["facts"]["step"], _start(config, path, document)
     first = manifest.read(start)["facts"]["step"] if start else 0
+    if first >= step:
+        what = f"'{start}' is at step {first}, not before step {step}. Take an older one, or scratch."
+        raise UserError(config.problem("start", what))
     print(f"replay  step {first} to {step}, from {start or 'the first step'}", flush=True)
 
     run_dir = path.parent.parent
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "output_dir": str(replayed_dir),
             "resume": str(start) if start else "never",
             "training.stop_at_step": str(step),
+            "training.max_time_s": "null",
             "evaluation.every_steps": "null",
             "checkpoint": "{every_steps: null}",
         }
@@ -95,9 +99,10 @@ def _launcher(facts: dict[str, Any]) -> list[str]:
 def _losses(run_dir: Path, first: int, last: int) -> dict[int, float]:
     """Training loss of each logged step after `first` and up to `last`."""
     try:
-        lines = [json.loads(line) for line in (run_dir / run_folder.METRICS).read_bytes().splitlines()]
+        *whole, _ = (run_dir / run_folder.METRICS).read_bytes().split(b"\n")  # the rest may be half a line
     except FileNotFoundError:
         return {}
+    lines = [json.loads(line) for line in whole]
     return {line["step"]: line["loss"] for line in lines if line["split"] == "train" and first < line["step"] <= last}
 
 

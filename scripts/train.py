@@ -54,7 +54,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     # === run: processes, precision, the logs =========================================================================
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+    from accelerate.utils import GradientAccumulationPlugin
 
     from codex_accel import (
         checkpoint,
@@ -133,7 +133,6 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         "device": str(device),
         "schedule": dataclasses.asdict(lr_schedule),
         "blocks": plan,
-        "parents": parents,
     }
     if main_process:
         run.print_start(config, facts)
@@ -141,30 +140,20 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         return 0
 
     # === resume: from the newest whole checkpoint, decided by the main process =======================================
-    def tell_damaged(path: Path, problems: list[str]) -> None:
-        print(f"damaged checkpoint, stepping back: {'; '.join(problems)}")
-        event(events, "damaged checkpoint", str(path), problems=problems)
-
-    state, chosen = checkpoint.TrainerState(), None
-    if main_process:
-        for name in files.sweep(run_dir / run_folder.CHECKPOINTS) + files.sweep(run_dir):
-            event(events, "sweep", name)
-        chosen = run.choose_checkpoint(config, run_dir, tell_damaged)
-    [chosen] = broadcast_object_list([chosen])
+    state = checkpoint.TrainerState()
+    chosen = processes.from_main(accelerator, lambda: run.find_start(config, run_dir, events))
     if chosen is not None:
         state, saved_identity = checkpoint.stored_state(chosen)
         identity.require_same(chosen, saved_identity, who, allowed=config.allow_drift)  # before weights that do not fit
         checkpoint.load(accelerator, chosen)
-        parents += run.branch_parents(chosen, run_dir)  # in place: `facts` holds the same list
+        parents = [*parents, *run.branch_parents(chosen, run_dir)]
         if not run_folder.is_own(chosen, run_dir):
             state.metrics_bytes = 0  # of the other run's log
-    if not metrics.cut_back(state.metrics_bytes):
-        event(events, "lost metrics", f"metrics.ndjson is shorter than at step {state.step}")
-        print(f"metrics.ndjson is shorter than it was at step {state.step}: lines before it are lost")
+    processes.from_main(accelerator, lambda: run.cut_back(config, metrics, events, state))
     if main_process:
         (run_dir / preemption.MARKER).unlink(missing_ok=True)
         files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
-        document = {**facts, "provenance": provenance.collect()}
+        document = {**facts, "parents": parents, "provenance": provenance.collect()}
         files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
         kind, place = ("resume", str(chosen)) if chosen else ("start", None)
         event(events, kind, f"step {state.step} of {max_steps}", checkpoint=place)
@@ -216,8 +205,11 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         values = evaluation.summarize(scores, num_bytes=validation_bytes)
         metrics.write({"step": state.step, "split": config.data.validation_split, **values})
 
+    def at_last_step() -> bool:
+        return training.stop_at_step is not None and state.step >= training.stop_at_step
+
     def told_to_stop() -> bool:
-        return listener.told_to_stop() or (training.stop_at_step is not None and state.step >= training.stop_at_step)
+        return listener.told_to_stop() or at_last_step()
 
     def elapsed_s() -> float:
         return elapsed_before_s + time.monotonic() - started
@@ -306,13 +298,10 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         if state.step > max(saved_step, 0):
             save()
         if main_process:
-            reason = listener.reason or "another process, or training.stop_at_step"
+            reason = listener.reason or ("training.stop_at_step" if at_last_step() else "another process")
             preemption.write_marker(run_dir, step=max(saved_step, 0), reason=reason)
             event(events, "preempted", f"step {state.step}", reason=reason)
-            print(
-                f"stopped at step {state.step} of {max_steps}. {run.stands(saved_step)} "
-                "Run the same command again to go on."
-            )
+            print(f"stopped at step {state.step} of {max_steps}. {run.stands(saved_step)} {run.how_to_go_on(reason)}")
         processes.end(accelerator)
         return preemption.EXIT_CODE
     except (RuntimeError, MemoryError) as error:

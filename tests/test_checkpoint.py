@@ -195,6 +195,29 @@ def test_a_disk_without_room_is_told_before_anything_is_written(run, run_dir, mo
     assert newest(run_dir) == ("step-000000007", {})
 
 
+def test_a_folder_that_has_gone_is_a_failed_save(run, run_dir):
+    """A network disk that is lost in the middle, say: the message cannot tell what is free there."""
+
+    def write(folder: str) -> None:
+        shutil.rmtree(run_dir)
+        os.mkdir(folder)
+
+    with pytest.raises(SaveFailed, match=r"No such file or directory\)\. .* bytes, an unknown number are free"):
+        run.save(run_dir, replace(STATE, step=9), write_state=write)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failed_save(run, run_dir):
+    """So that `on_failed_save` decides, and no process waits for one that has given up alone."""
+
+    def write(folder: str) -> None:
+        os.mkdir(folder)
+        os.symlink("/", f"{folder}/link")
+
+    with pytest.raises(SaveFailed, match=r"process 0: .*link: is a symbolic link"):
+        run.save(run_dir, replace(STATE, step=9), write_state=write)
+    assert newest(run_dir) == ("step-000000007", {})
+
+
 def test_a_failure_that_is_not_the_disks_keeps_its_traceback(run, run_dir):
     def fail(_):
         raise KeyError("ours")

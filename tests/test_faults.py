@@ -313,8 +313,8 @@ def refusals(bench: Bench, root: Path, mode: str, points: Iterable[int]) -> list
         run_dir, job = saved
         job.wait()
         hit = [call for call in calls_of(run_dir) if call.hit]
-        if job.codes == [0] and not [call for call in hit if call.path.startswith(run_folder.CHECKPOINTS)]:
-            # nothing that this error can meet came after that call, or lines of a log that waited and were taken later
+        if job.codes == [0] and run_folder.steps_saved(run_dir) == [NEW]:
+            # saved and pruned in spite of it: a log line that waited, a copy made another way, the link for people
             problems = bench.problems(bench.start_start(run_dir), run_dir, (NEW,))
         else:
             problems = problems_of_refusal(bench, job, run_dir)

@@ -301,6 +301,20 @@ def test_a_folder_that_no_stage_made_is_never_replaced(tmp_path):
         files.require_free(tmp_path / "mine", overwrite=True)
 
 
+def test_sweep_does_not_stumble_over_a_file_that_goes_by_itself(tmp_path, monkeypatch):
+    """The probe of a second run, which will be refused, while the first one, which holds the folder, starts."""
+    (tmp_path / f"{files.TEMPORARY_PREFIX}probe-1").touch()
+    unlink = os.unlink
+
+    def too_late(path):
+        unlink(path)  # as its owner does in between
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", too_late)
+    files.sweep(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_sweep_removes_a_link_that_leads_to_a_folder_and_not_the_folder(tmp_path):
     (tmp_path / "step-1").mkdir()
     (tmp_path / ".tmp-latest-9").symlink_to("step-1")

@@ -32,6 +32,7 @@ from codex_accel.schema import Model, Optimizer, Schedule, TrainConfig
         ({"schedule": Schedule(warmup=5)}, "schedule.warmup"),
         ({"model": {**GPT2, "resid_pdrop": 0.2}}, "model.architecture.resid_pdrop"),
         ({"model": {**GPT2, "n_layer": 2}}, "model.architecture.n_layer"),
+        ({"attention": "eager"}, "model.attention"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -72,6 +73,13 @@ def test_the_model_started_from_is_part_of_it(tiny, shared):
     assert identity.differences(fresh, started, allowed=[]) == [
         ("model.start", [], [parents_of(tiny, settings)[2]["content_digest"]])
     ]
+
+
+def test_the_path_that_a_model_was_loaded_from_is_not(tiny, shared):
+    """transformers keeps it in the configuration as `_name_or_path`."""
+    folders = [shared / "models" / "stories260K", shared / "models" / ".." / "models" / "stories260K"]
+    started = [config().model_copy(update={"model": Model(path=str(folder))}) for folder in folders]
+    assert identity_of(tiny, started[0]) == identity_of(tiny, started[1])
 
 
 # --- differences --------------------------------------------------------------------------------------------------

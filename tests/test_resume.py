@@ -99,7 +99,7 @@ def hits_of(
     num_kills: int,
     at_least: int,
 ) -> list[tuple[int, str]]:
-    """Kill runs until `num_kills` hits count, `at_least` of them in each phase of AIMS_S; all runs must end alike.
+    """Kill runs until `num_kills` hits count, and `at_least` in each phase of AIMS_S; all runs must end alike.
 
     Returns (last logged step, phase) of each counted hit.
     """
@@ -108,12 +108,16 @@ def hits_of(
     expected, stay = outcome(root / "unbroken"), run_folder.steps_saved(root / "unbroken")
     num_steps = last_step(root / "unbroken")
     draws, hits, chain = random.Random(num_processes), [], 0
-    while len(hits) < num_kills:
+
+    def phases_short() -> list[str]:
+        found = Counter(where for _, where in hits)
+        return [phase for phase in AIMS_S if found[phase] < at_least]
+
+    while len(hits) < num_kills or phases_short():
         chain += 1
         run_dir = root / f"killed-{chain}"
-        while not (run_dir / "final").exists() and len(hits) < num_kills:
-            found = Counter(where for _, where in hits)
-            short = [phase for phase in AIMS_S if found[phase] < at_least]
+        while not (run_dir / "final").exists() and (len(hits) < num_kills or phases_short()):
+            short = phases_short()
             options = {"num_processes": num_processes, "aim": draws.choice(short) if short else None, "draws": draws}
             hit = kill_once(fork_server, argv_of(run_dir), run_dir, **options)
             if hit and 1 <= hit[0] < num_steps and hit[1] != "start":
@@ -124,7 +128,6 @@ def hits_of(
         assert outcome(run_dir) == expected, f"differs after hits {hits}"
         assert run_folder.steps_saved(run_dir) == stay
         assert not [p.name for p in (run_dir / "checkpoints").iterdir() if p.name.startswith(".")]
-    assert all(Counter(where for _, where in hits)[phase] >= at_least for phase in AIMS_S), hits
     return hits
 
 
@@ -148,7 +151,7 @@ def test_kills_end_in_the_same_weights_and_metrics(fork_server, tiny, tmp_path, 
         num_kills=num_kills,
         at_least=1,
     )
-    assert len(hits) == num_kills
+    assert len(hits) >= num_kills
 
 
 @pytest.mark.slow
@@ -162,7 +165,7 @@ def test_two_hundred_kills_end_in_the_same_weights_and_metrics(fork_server, tiny
         num_kills=200,
         at_least=5,
     )
-    assert len(hits) == 200
+    assert len(hits) >= 200
     tell(capsys, num_processes, hits)
 
 
@@ -208,7 +211,7 @@ def test_kills_end_alike_in_other_families_and_precision(fork_server, tiny, tmp_
         num_kills=num_kills,
         at_least=0,
     )
-    assert len(hits) == num_kills
+    assert len(hits) >= num_kills
     facts = json.loads((tmp_path / "killed-1" / "run.json").read_text())
     assert facts["mixed_precision"] == ("bf16" if "bf16" in family else "no")
     final, final_logits = logits_of(tmp_path / "killed-1" / "final")
@@ -382,3 +385,13 @@ def test_other_settings_are_refused_unless_named(fork_server, tiny, tmp_path):
     job = fork_server.run("train", [*longer, "allow_drift=[training.max_steps, optimizer.learning_rate]"])
     assert job.codes == [0], job.output
     assert metrics_of(tmp_path / "run")[-1]["step"] == 6
+
+
+@pytest.mark.distributed
+def test_a_mistake_found_by_process_0_ends_all_with_one_line(fork_server, tiny, tmp_path):
+    """`resume: never` where a run is: the others end too, and have nothing to add."""
+    assert fork_server.run("train", train_argv(tiny, tmp_path / "run", "training.max_steps=3")).codes == [0]
+    job = fork_server.run("train", [*train_argv(tiny, tmp_path / "run"), "resume=never"], num_processes=2)
+    assert job.codes == [2, 2], job.output
+    assert "Traceback" not in job.output
+    assert job.output.count("error: ") == 1

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codex_accel import checkpoint, files, identity, manifest, processes, run, run_folder
-from codex_accel import config as configuration
 from codex_accel import model as models
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
@@ -29,14 +28,14 @@ GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positi
 
 
 def config(
-    *, resume="auto", seed=0, block_size=16, optimizer=None, schedule=None, model=GPT2, **training
+    *, resume="auto", seed=0, block_size=16, optimizer=None, schedule=None, model=GPT2, attention="sdpa", **training
 ) -> TrainConfig:
     training = {"max_steps": 10, **training}
     return TrainConfig(
         output_dir="run",
         resume=resume,
         seed=seed,
-        model=Model(config=model),
+        model=Model(config=model, attention=attention),
         data=Data(dataset="d", block_size=block_size),
         training=Training(**training),
         optimizer=optimizer or Optimizer(),
@@ -117,7 +116,8 @@ def parents_of(tiny, settings):
 
 def identity_of(tiny, settings: TrainConfig, *, mixed_precision="no", parents=None) -> dict:
     loaded, document = tokenizers.load(tiny / "tokenizer"), manifest.read(tiny / "dataset")
-    parents, model = parents or parents_of(tiny, settings), models.build(settings, loaded, start=None)
+    start = None if settings.model.path is None else Path(settings.model.path)
+    parents, model = parents or parents_of(tiny, settings), models.build(settings, loaded, start=start)
     return identity.of(settings, document, parents, model, mixed_precision=mixed_precision)
 
 
@@ -254,6 +254,14 @@ def test_branch_said_again_goes_on_with_the_branch(tmp_path):
     assert choose(branch, start) == own[0]
 
 
+def test_branch_without_checkpoints_is_not_begun_at_step_0(tmp_path):
+    """Killed before its first save, and then told to go on from what it has: that would be nothing."""
+    start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
+    begin(branch, parents=run.branch_parents(start, branch))
+    with pytest.raises(UserError, match=f"is a branch of {start}. Say resume={start} again"):
+        choose(branch)
+
+
 def test_branch_whose_checkpoints_are_all_broken_is_not_begun_anew(tmp_path):
     start, branch = sealed(tmp_path / "run", 5), tmp_path / "branch"
     begin(branch, parents=run.branch_parents(start, branch))
@@ -296,10 +304,11 @@ def test_branch_keeps_its_parent_through_its_own_checkpoints(tmp_path):
 # --- a run that is complete ---------------------------------------------------------------------------------------
 
 
-def finish(run_dir: Path, settings: TrainConfig) -> None:
-    (run_dir / run_folder.FINAL).mkdir(parents=True)
-    text = configuration.to_yaml(settings)
-    (run_dir / run_folder.FINAL / manifest.CONFIG).write_text(text)
+def finish(run_dir: Path, settings: TrainConfig, parents: Sequence[dict] = ()) -> None:
+    final = run_dir / run_folder.FINAL
+    final.mkdir(parents=True)
+    gone = [{"kind": kind, "path": kind, "content_digest": "0" * 64} for kind in ("dataset", "tokenizer")]
+    manifest.seal(final, kind="model", final=final, payload=[], config=settings, parents=parents or gone)
 
 
 def test_run_with_a_final_is_complete(tmp_path):
@@ -325,6 +334,23 @@ def test_complete_run_may_move_and_be_told_to_stop_otherwise(tmp_path):
     assert identity.is_complete(settings.model_copy(update=changed), tmp_path)
 
 
+def test_complete_run_of_other_contents_is_refused_under_the_names_of_the_identity(tiny, shared, tmp_path):
+    """The paths may change, what lies there may not; each name of the table is one that `allow_drift` takes."""
+    models = shared / "models"
+    start = config().model_copy(update={"model": Model(path=str(models / "stories260K"))})
+    finish(tmp_path, start, parents_of(tiny, start))
+    moved = {"data": start.data.model_copy(update={"dataset": f"{tiny}/tokenizer/../dataset"})}
+    moved["model"] = Model(path=f"{models}/../models/stories260K")
+    assert identity.is_complete(start.model_copy(update=moved), tmp_path)
+    other = {"data": start.data.model_copy(update={"dataset": str(tiny / "tokenizer")})}
+    other["model"] = Model(config=GPT2, attention="eager")
+    with pytest.raises(UserError) as caught:
+        identity.is_complete(start.model_copy(update=other), tmp_path)
+    names = {line.split()[0] for line in caught.value.problems[2:-1]}
+    assert names == {"dataset", "model.start", "model.architecture", "model.attention"}
+    identity.require_known_drift(start.model_copy(update={"allow_drift": [*names]}), identity_of(tiny, config()))
+
+
 # --- pruning ------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +374,19 @@ def test_prune_that_the_disk_refuses_is_noted_and_tried_again(tmp_path, monkeypa
 
 
 # --- a save that fails --------------------------------------------------------------------------------------------
+
+
+def test_lost_scores_stop_a_run_that_keeps_the_best(tmp_path, capsys):
+    """They alone tell which checkpoints are the best; without keep_best the loss is told."""
+    metrics, events = LineLog(tmp_path / run_folder.METRICS), LineLog(tmp_path / run_folder.EVENTS)
+    metrics.write({"step": 1})
+    state = checkpoint.TrainerState(step=7, metrics_bytes=metrics.sync() + 1)
+    best = config().model_copy(update={"checkpoint": Checkpoint(keep_best=1)})
+    with pytest.raises(UserError, match=r"the scores are lost: .*metrics\.ndjson is shorter than it was at step 7"):
+        run.cut_back(best, metrics, events, state)
+    run.cut_back(config(), metrics, events, state)
+    assert "lines before it are lost" in capsys.readouterr().out
+    assert [json.loads(line)["kind"] for line in events.path.read_text().splitlines()] == ["lost metrics"]
 
 
 def test_failed_save_stops_the_run_or_is_noted(tmp_path, capsys):

@@ -182,7 +182,9 @@ def test_stop_at_step_leaves_the_schedule_and_the_next_start_ends_alike(fork_ser
     for step in (7, 10):
         job = fork_server.run("train", [*argv, f"training.stop_at_step={step}"])
         assert job.codes == [preemption.EXIT_CODE], job.output
-        assert json.loads((tmp_path / "run" / preemption.MARKER).read_text())["step"] == step
+        marker = json.loads((tmp_path / "run" / preemption.MARKER).read_text())
+        assert marker == {"step": step, "reason": "training.stop_at_step"}
+        assert "Raise or remove training.stop_at_step to go on." in job.output
         assert run_folder.steps_saved(tmp_path / "run")[0] == step
         lines = metrics_of(tmp_path / "run")
         assert lines == metrics_of(tmp_path / "unbroken")[: len(lines)]

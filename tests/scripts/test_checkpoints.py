@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import load_script, metrics_of, run_script, train_argv
 
-from codex_accel import run_folder
+from codex_accel import manifest, run_folder
 from codex_accel.errors import UserError
 
 
@@ -96,6 +96,36 @@ def test_damaged_manifest_is_a_line_and_not_a_crash(run_dir, capsys):
     (run_folder.checkpoint_path(run_dir, 9) / "manifest.json").write_text("[]")
     assert run_script("checkpoints", run_dir) == 1
     assert "is not a manifest of this toolkit" in capsys.readouterr().out
+
+
+def test_a_link_in_a_checkpoint_is_a_line_and_not_the_end(run_dir, capsys):
+    (run_folder.checkpoint_path(run_dir, 9) / "link").symlink_to("/")
+    code, document = listing(capsys, run_dir)
+    assert code == 1
+    assert [bool(row["problems"]) for row in document["checkpoints"]] == [False, False, True, False, False]
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_is_not_damaged(run_dir, capsys, monkeypatch):
+    """As the run does that trains while its checkpoints are hashed."""
+    problems_of = manifest.problems_of
+
+    def prune_before(path):
+        shutil.rmtree(run_folder.checkpoint_path(run_dir, 6), ignore_errors=True)
+        return problems_of(path)
+
+    monkeypatch.setattr(manifest, "problems_of", prune_before)
+    code, document = listing(capsys, run_dir, "verify")
+    assert code == 0
+    assert [row["step"] for row in document["checkpoints"]] == [15, 12, 9, 3]
+
+
+def test_without_the_log_nothing_has_a_score_and_no_best_one_is_deleted(run_dir, capsys):
+    (run_dir / run_folder.METRICS).unlink()
+    code, document = listing(capsys, run_dir)
+    assert (code, {row["score"] for row in document["checkpoints"]}) == (0, {None})
+    with pytest.raises(UserError, match=r"metrics\.ndjson: no such file"):
+        run_script("checkpoints", run_dir, "prune", "keep_last=1")
+    assert len(run_folder.steps_saved(run_dir)) == 5
 
 
 def test_other_folder_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from conftest import load_script, train_argv
 
 from codex_accel import manifest, run_folder
 from codex_accel.errors import UserError
+from codex_accel.yaml_reader import read_yaml
 
 
 def replay(capfd, *argv: object) -> tuple[int, str]:
@@ -21,7 +22,9 @@ def run_dir(fork_server, tiny, tmp_path_factory):
     """A run on one process with checkpoints of steps 4, 8 and 12."""
     run_dir = tmp_path_factory.mktemp("replay") / "run"
     checkpoint = "checkpoint={every_steps: 4, keep_last: 3}"
-    argv = train_argv(tiny, run_dir, "training.max_steps=12", "evaluation.every_steps=6", checkpoint)
+    argv = train_argv(
+        tiny, run_dir, "training.max_steps=12", "evaluation.every_steps=6", "training.max_time_s=600", checkpoint
+    )
     job = fork_server.run("train", argv)
     assert job.codes == [0], job.output
     return run_dir
@@ -46,6 +49,18 @@ def test_steps_between_two_checkpoints_give_the_second_again(run_dir, replayed):
     assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
 
 
+def test_no_clock_ends_a_replay(run_dir, replayed):
+    limits = [read_yaml(folder / manifest.CONFIG)[0]["training"]["max_time_s"] for folder in (run_dir, replayed)]
+    assert limits == [600, None]
+
+
+def test_it_starts_from_before_the_checkpoint(run_dir):
+    older, newer = (str(run_folder.checkpoint_path(run_dir, step)) for step in (8, 12))
+    for start in (older, newer):
+        with pytest.raises(UserError, match=r"start: '.*' is at step \d+, not before step 8\."):
+            load_script("replay").main([older, f"start={start}"])
+
+
 def compare(run_dir, replayed, capfd) -> tuple[int, list[str]]:
     """What the replay prints about step 12 of `run_dir`, given the replayed run."""
     script = load_script("replay")
@@ -61,6 +76,13 @@ def test_equal_is_said_with_the_content_digest(run_dir, replayed, capfd):
     assert lines[0] == "losses  4 logged steps compared"
     assert lines[1].startswith("equal ")
     assert lines[2].split()[1] == manifest.read(run_folder.checkpoint_path(run_dir, 12))["content_digest"]
+
+
+def test_half_a_line_of_a_run_that_was_killed_is_not_compared(run_dir, replayed, tmp_path, capfd):
+    other = shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
+    with open(other / "metrics.ndjson", "ab") as log:
+        log.write(b'{"step": 13, "spl')
+    assert compare(other, replayed, capfd)[0] == 0
 
 
 def test_first_step_whose_loss_differs_is_named(run_dir, replayed, tmp_path, capfd):
