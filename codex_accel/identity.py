@@ -18,9 +18,9 @@ from codex_accel.schema import TrainConfig
 SETTINGS = {
     "training": (
         "micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite", "max_steps", "max_epochs",
-        "max_tokens", "deterministic",
+        "max_tokens", "deterministic", "loss_chunk_rows",
     ),
-    "data": ("train_split", "block_size", "isolate_documents"),
+    "data": ("train_split", "block_size", "packing", "overlong", "isolate_documents"),
 }  # fmt: skip
 LIBRARIES = ("torch", "transformers", "accelerate")  # whose major version may change the numbers
 

@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from codex_accel import seeds
+from codex_accel import loss, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.schema import TrainConfig
@@ -28,6 +28,7 @@ logging.getLogger("transformers.modeling_utils").addFilter(
 )
 
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+LARGE_VOCABULARY = 16_384  # of 2048 tokens, full logits and their gradients take 408 MB there, chunks 90 MB (measured)
 SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
@@ -225,8 +226,62 @@ def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
         raise UserError(config.problem("data.isolate_documents", what))
 
 
+def loss_chunks(model: PreTrainedModel, config: TrainConfig, *, mixed_precision: str) -> dict[str, Any]:
+    """How the loss is made: `chunk_rows` of logits at a time, 0 for all at once, and a `note` on why, which may be "".
+
+    Raises: UserError if chunks are asked for by name and this model, or fp16, cannot have them.
+    """
+    asked, size = config.training.loss_chunk_rows, model.config.vocab_size
+    if asked == 0 or (asked is None and size < LARGE_VOCABULARY):
+        return {"chunk_rows": 0, "note": ""}
+    rows = asked or loss.CHUNK_ROWS
+    fp16 = "in fp16 gradients are not to be made before the loss is scaled" if mixed_precision == "fp16" else None
+    if reason := fp16 or _why_no_chunks(model, config, rows):
+        if asked:
+            what = f"{asked}, but {reason}. Set it to 0 for full logits."
+            raise UserError(config.problem("training.loss_chunk_rows", what))
+        return {"chunk_rows": 0, "note": f"full logits of {size:,} tokens, because {reason}"}
+    return {"chunk_rows": rows, "note": f"by chunks of {rows} rows of logits, {size:,} tokens in the vocabulary"}
+
+
+@torch.no_grad()
+def _why_no_chunks(model: PreTrainedModel, config: TrainConfig, rows: int) -> str | None:
+    """Why the head cannot give the loss in place of logits, found by trying; None if it can.
+
+    A head that gives numbers of our own must have them come out of the model as they are (so a soft cap is found out
+    however small the logits are), and the sum by chunks must be that of full logits to 1e-5.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:  # an adapter around it, say, would be left out in silence
+        return f"the head of this {model.config.model_type} model is a {type(head).__name__}, not a Linear"
+    input_ids, was_training = _probe_block(model, config), model.training
+    inputs = {"input_ids": input_ids, "use_cache": False}
+    given = torch.linspace(-200, 200, input_ids.shape[1] * head.out_features, device=model.device)
+    given = given.view(*input_ids.shape, -1)  # (1, T, V)
+    model.eval()
+    try:
+        full = loss.from_logits(model, labels=input_ids, **inputs)
+        handle = head.register_forward_hook(lambda *_: given)
+        try:
+            unchanged = torch.equal(model(**inputs).logits.float(), given)
+        finally:
+            handle.remove()
+        summed = loss.in_head(head, chunk_rows=rows)(model, labels=input_ids, **inputs) if unchanged else full
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return f"this {model.config.model_type} model does not run so: {' '.join(str(error).split())[:200]}"
+    finally:
+        model.train(was_training)
+    if not unchanged:
+        return f"this {model.config.model_type} model changes the logits that its head gives"
+    off = float((summed - full).abs() / full)
+    return None if off <= 1e-5 else f"its loss by chunks is off by {off:.2g} of that of full logits"
+
+
 _CANNOT = "this architecture cannot keep the documents of one block apart"
-_WAY_OUT = "Say data.isolate_documents=false to let them see each other, or take another architecture."
+_WAY_OUT = (
+    "Say data.packing=group_by_length, which gives each a row of its own, or data.packing=concat with "
+    "data.isolate_documents=false to let them see each other, or take another architecture."
+)
 
 
 def _probe_block(model: PreTrainedModel, config: TrainConfig) -> torch.Tensor:

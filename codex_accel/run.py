@@ -241,16 +241,24 @@ def _threads(facts: dict[str, Any]) -> str:
 
 def print_start(config: TrainConfig, facts: dict[str, Any]) -> None:
     """What is about to run, on a few lines."""
-    tokens = config.training.global_batch_size * config.data.block_size
+    blocks, sequences, size = facts["blocks"], config.training.global_batch_size, config.data.block_size
+    alone = config.data.packing == "group_by_length"
+    laid = f"{'rows of at most' if alone else 'blocks of'} {size}"
+    fed = f"{sequences:,} rows" if alone else f"{sequences * size:,} tokens"
     print(
         f"model   {facts['num_parameters']:,} parameters, {facts['num_trainable_parameters']:,} train\n"
-        f"data    {facts['blocks']['num_tokens']:,} tokens in {facts['blocks']['num_blocks']:,} blocks of "
-        f"{config.data.block_size}\n"
-        f"run     {facts['max_steps']:,} steps of {tokens:,} tokens, "
+        f"data    {blocks['num_tokens']:,} tokens in {blocks['num_blocks']:,} {laid}, {blocks['padding_tokens']:,} "
+        f"places of padding, {blocks['documents_cut']:,} documents cut\n"
+        f"run     {facts['max_steps']:,} steps of {fed}, "
         f"{facts['max_steps'] / facts['steps_per_epoch']:.2f} epochs, accumulation {facts['accumulation_steps']}\n"
         f"engine  {facts['num_processes']} x {facts['device']}, {facts['engine']}, mixed precision "
         f"{facts['mixed_precision']}{_threads(facts)}"
     )
+    if lost := blocks.get("tokens_dropped"):
+        what = f"{blocks['num_over_long']:,} of {blocks['num_documents']:,} documents are longer than {size}"
+        print(f"note    {what}: {config.data.overlong} leaves out {lost:,} tokens")
+    if facts["loss"]["note"]:
+        print(f"loss    {facts['loss']['note']}")
     warmup = facts["schedule"]["warmup_steps"]
     if warmup >= facts["max_steps"]:
         print(f"note    warm-up takes {warmup} steps, so the learning rate never reaches its peak")

@@ -280,7 +280,29 @@ class Data(Section):
     train_split: NonEmpty = Field("train", description="Split to train on")
     validation_split: str | None = Field("validation", description="Split to evaluate on; null for none")
     block_size: Annotated[int, Field(ge=2)] = Field(description="Tokens in one training sequence")
+    packing: Literal["concat", "best_fit", "group_by_length"] = Field(
+        "concat",
+        description="concat: one row, cut every block; best_fit: whole documents into blocks; group_by_length: a row a"
+        " document, padded to the longest of its micro-batch",
+    )
+    overlong: Literal["split", "drop", "truncate", "error"] = Field(
+        "split", description="What becomes of documents longer than a block, which concat always splits; counted"
+    )
     isolate_documents: bool = Field(True, description="Documents that share a block do not see each other")
+
+    @model_validator(mode="after")
+    def _packing_fits(self) -> "Data":
+        if self.packing == "concat" and self.overlong != "split":
+            raise ValueError(
+                f"data.overlong = {self.overlong} does not go with data.packing = concat, which cuts documents wherever"
+                " a block ends. Take best_fit or group_by_length, or set overlong = split."
+            )
+        if self.packing != "concat" and not self.isolate_documents:
+            raise ValueError(
+                f"data.isolate_documents = false does not go with data.packing = {self.packing}, whose documents never"
+                " see each other. Take concat, or set isolate_documents = true."
+            )
+        return self
 
 
 class Training(Section):
@@ -301,6 +323,9 @@ class Training(Section):
     )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Clip the gradient norm to this; null: never"
+    )
+    loss_chunk_rows: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Rows of logits made at a time; 0: all; null: 512 if the vocabulary has 16384 or more"
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(None, description="null: as accelerate config says")
     deterministic: bool = Field(
@@ -408,6 +433,15 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 "checkpoint.best_metric = bits_per_byte needs evaluation.max_windows = null: a part of the split has "
                 "none. Or take loss."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_of_a_step_known(self) -> "TrainConfig":
+        if self.training.max_tokens is not None and self.data.packing == "group_by_length":
+            raise ValueError(
+                f"training.max_tokens = {self.training.max_tokens} does not go with data.packing = group_by_length,"
+                " whose steps differ in tokens. Use training.max_epochs or training.max_steps."
             )
         return self
 

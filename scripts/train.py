@@ -61,7 +61,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         evaluation,
         loss,
         optim,
-        order,
+        packing,
         processes,
         progress,
         run,
@@ -70,7 +70,6 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     )
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
-    from codex_accel.packing import Blocks
     from codex_accel.tokens import TokenStore
 
     accumulation_steps = run.accumulation_steps(config)
@@ -95,11 +94,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     tokenizer = tokenizers.load(tokenizer_dir)
     if start_dir is not None and tokenizers.defining_files(start_dir):
         run.require_same_tokenizer(start_dir, dataset_dir, key="data.dataset")
-    blocks = Blocks(
-        TokenStore(dataset_dir, config.data.train_split),
-        block_size=config.data.block_size,
-        isolate_documents=config.data.isolate_documents,
-    )
+    blocks = packing.build(config, TokenStore(dataset_dir, config.data.train_split))
     max_steps, steps_per_epoch = run.length(config, num_blocks=len(blocks))
     lr_schedule = schedule.build(config.schedule, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
     validation = None
@@ -115,6 +110,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     plan = blocks.facts()
     if config.data.isolate_documents and plan["blocks_with_boundary"]:
         models.require_isolation(model, config)
+    loss_plan = models.loss_chunks(model, config, mixed_precision=accelerator.mixed_precision)
     parents = run.parents(dataset_dir, tokenizer_dir, start_dir)
     who = identity.of(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
     identity.require_known_drift(config, who)
@@ -133,6 +129,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         "device": str(device),
         "schedule": dataclasses.asdict(lr_schedule),
         "blocks": plan,
+        "loss": loss_plan,
     }
     if main_process:
         run.print_start(config, facts)
@@ -216,8 +213,11 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
 
     started, elapsed_before_s = time.monotonic(), state.elapsed_s
     num_micro_batches, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
+    sum_of_losses = loss.from_logits
+    if loss_plan["chunk_rows"]:
+        sum_of_losses = loss.in_head(bare_model.get_output_embeddings(), chunk_rows=loss_plan["chunk_rows"])
     max_grad_norm = training.max_grad_norm if training.max_grad_norm is not None else math.inf
-    saved_step, logged_step, logged_s = state.step if chosen else -1, state.step, started
+    saved_step, num_fed, logged_s = state.step if chosen else -1, 0, started
     out_of_time = training.max_time_s is not None and elapsed_before_s >= training.max_time_s
     try:
         with progress.bar("train", total=max_steps, done=state.step, unit="steps") as show:
@@ -233,14 +233,12 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                     break
 
                 # one window: the micro-batches of this process, out of a batch that all processes share
-                indices = order.batch(
-                    state.step,
-                    num_sequences=len(blocks),
-                    global_batch_size=training.global_batch_size,
-                    seed=config.seed,
+                indices = blocks.of_step(
+                    state.step, global_batch_size=training.global_batch_size, seed=config.seed
                 ).reshape(num_micro_batches, training.micro_batch_size)
                 mine = range(accelerator.process_index, num_micro_batches, num_processes)
                 micro_batches = [(number, blocks.batch(indices[number])) for number in mine]
+                num_fed += sum(batch.input_ids.size for _, batch in micro_batches)
                 num_targets = processes.sum_int(accelerator, sum(batch.num_targets for _, batch in micro_batches))
                 # backward divides by the accumulation count and DDP by the processes: both are undone here
                 scale = accumulation_steps * num_processes / max(1, num_targets)
@@ -254,10 +252,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                     torch.manual_seed(seeds.derive(config.seed, "dropout", state.step, number))
                     with accelerator.accumulate(model):
                         inputs = run.to_device(batch, device)
-                        logits = model(
-                            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
-                        ).logits  # (B, T, V)
-                        micro_loss = loss.sum_of_losses(logits, inputs["labels"])
+                        micro_loss = sum_of_losses(model, **inputs, use_cache=False)
                         accelerator.backward(micro_loss * scale)
                         loss_sum += micro_loss.detach()
                 grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
@@ -279,8 +274,8 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                 if state.step % config.log.every_steps == 0 or state.step == max_steps or out_of_time:
                     step_loss = processes.sum_float(accelerator, loss_sum) / max(1, num_targets)
                     now = time.monotonic()
-                    num_tokens = (state.step - logged_step) * training.global_batch_size * config.data.block_size
-                    tokens_per_s, logged_step, logged_s = num_tokens / (now - logged_s), state.step, now
+                    tokens_per_s = processes.sum_int(accelerator, num_fed) / (now - logged_s)
+                    num_fed, logged_s = 0, now
                     values = {"loss": step_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
                     counts = {"epoch": state.step / steps_per_epoch, "num_target_tokens": state.num_target_tokens}
                     times = {"tokens_per_s": tokens_per_s, "elapsed_s": elapsed_s()}

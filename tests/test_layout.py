@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "accelerate", "datasets", "peft", "evaluate"}
 TORCH_FREE = (
     "errors", "offline", "yaml_reader", "config", "cli", "schema", "files", "provenance", "manifest", "seeds", "order",
     "schedule", "events", "sources", "lines", "reasons", "json_values", "tables", "parquet", "formats", "records",
-    "splits", "packing_cost", "dataset_page", "run_folder", "retention", "identity", "preemption",
+    "splits", "packing_cost", "packing_plan", "dataset_page", "run_folder", "retention", "identity", "preemption",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}
