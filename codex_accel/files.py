@@ -70,12 +70,18 @@ def fsync_path(path: Path) -> None:
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
+    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between.
+
+    Raises: OSError that names the path.
+    """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
-    temporary.write_bytes(data)
-    fsync_path(temporary)
-    os.replace(temporary, path)
-    fsync_path(path.parent)
+    try:
+        temporary.write_bytes(data)
+        fsync_path(temporary)
+        os.replace(temporary, path)
+        fsync_path(path.parent)
+    except OSError as error:  # of a write: it has no name
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def list_files(folder: Path) -> list[str]:
