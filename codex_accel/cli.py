@@ -133,8 +133,8 @@ def _print_help(model: type[StageConfig], doc: str, stage: str) -> None:
     width = min(120, shutil.get_terminal_size().columns)
 
     def wrapped(text: str, indent: int, hang: int = 0) -> str:
-        lead = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent + hang)}
-        return textwrap.fill(text, width, break_on_hyphens=False, **lead)
+        first, others = " " * indent, " " * (indent + hang)
+        return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
     print(f"usage: python scripts/{stage}.py --config FILE [section.key=value ...]\n\n{doc.strip()}\n\nFlags")
     for flag, meaning in FLAGS.items():
