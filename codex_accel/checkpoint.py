@@ -53,7 +53,7 @@ class TrainerState:
 def register_hooks(accelerator: Accelerator) -> None:
     """Store weights under the names of the bare model, so that one process can load what two have saved.
 
-    FSDP and DeepSpeed store sharded states of their own, which load on another number of processes as they are.
+    FSDP and DeepSpeed store sharded states of their own, which are left as they are.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return

@@ -19,7 +19,6 @@ from codex_accel.errors import UserError
 T = TypeVar("T")
 TEMPORARY_PREFIX = ".tmp-"  # being written
 TRASH_PREFIX = ".trash-"  # being deleted
-CHUNK_BYTES = 1 << 20
 
 
 def sha256_bytes(data: bytes) -> str:

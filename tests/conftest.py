@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import faults
 import pytest
+
+from codex_accel.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -206,3 +210,25 @@ def metrics_of(run_dir: Path) -> list[dict]:
     """Lines of metrics.ndjson without the fields that depend on the clock."""
     lines = (run_dir / "metrics.ndjson").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def fork(function: Callable[[], object]) -> int:
+    """Start `function` in a child, which ends with code 0, 2 for a UserError, or 1; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except UserError:
+            code = 2
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def code_of(pid: int) -> int:
+    """Exit code of a child, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

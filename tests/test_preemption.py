@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 import time
-import traceback
 
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import code_of, fork
 
 from codex_accel import preemption, processes
 
@@ -23,18 +23,8 @@ def listener():
 
 
 def in_child(function) -> int:
-    """Run `function` in a forked process; its wait status, with code 0 if it returns."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """Run `function` in a forked process; its exit code, 0 if it returns."""
+    return code_of(fork(function))
 
 
 def survives_its_parent() -> bool:

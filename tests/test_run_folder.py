@@ -11,36 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, train_argv
+from conftest import ROOT, code_of, fork, train_argv
 
 from codex_accel import run_folder
 from codex_accel.errors import UserError
-
-
-def fork(function: Callable[[], object]) -> int:
-    """Start `function` in a child, which ends with code 0, 2 for a UserError, or 1; returns its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        except UserError:
-            code = 2
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid
-
-
-def code_of(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class Owner:
