@@ -41,7 +41,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # n
 from codex_accel import checkpoint, files, manifest, optim, order, preemption, processes, run_folder, tokens  # noqa: E402
 from codex_accel.checkpoint import TrainerState  # noqa: E402
 from codex_accel.events import LineLog  # noqa: E402
-from codex_accel.schema import Data, Model, Optimizer, PrepareConfig, TrainConfig, Training  # noqa: E402
+from codex_accel.schema import PrepareConfig  # noqa: E402
+from codex_accel.train_schema import Data, Model, TrainConfig, Training  # noqa: E402
 
 SHAPE = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 8,
@@ -101,7 +102,7 @@ def save_and_verify(folder: Path, repeats: int) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=VOCAB_SIZE, **values))
     model.generation_config = GenerationConfig()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    model, optimizer = accelerator.prepare(model, optim.build(Optimizer(), model))
+    model, optimizer = accelerator.prepare(model, optim.build(config, model))
     checkpoint.register_hooks(accelerator)
     log = LineLog(run_dir / run_folder.METRICS)
 
