@@ -14,7 +14,7 @@ $(BIN)/.installed: requirements.txt setup.cfg
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(BIN)/.installed-dev: $(BIN)/.installed requirements-dev.txt
+$(BIN)/.installed-dev: $(BIN)/.installed requirements-dev.txt requirements-tracking.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
@@ -25,7 +25,7 @@ quickstart: $(BIN)/.installed  ## every stage on an embedded corpus, about 6 min
 	PATH="$(abspath $(BIN)):$$PATH" sh scripts/quickstart.sh
 
 test: $(BIN)/.installed-dev  ## the suite
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(BIN)/.installed-dev  ## the long forms
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +40,7 @@ coverage: $(BIN)/.installed-dev  ## the suite under coverage, with its gate
 	$(BIN)/nox -s coverage
 
 configs: $(BIN)/.installed  ## write configs/base/ from the schema
-	for stage in quickstart_corpus train_tokenizer inspect_tokenizer prepare_data train evaluate generate verify checkpoints replay quickstart_table; do \
+	for stage in quickstart_corpus train_tokenizer inspect_tokenizer prepare_data train evaluate generate export_model verify checkpoints replay quickstart_table; do \
 	  $(BIN)/python scripts/$$stage.py --defaults > configs/base/$$stage.yaml; done
 
 clean:  ## remove runs and caches, not the environment

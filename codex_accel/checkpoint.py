@@ -1,8 +1,8 @@
 """Checkpoints of a run: Accelerate's `save_state` and `load_state` inside an envelope that nothing can half-write.
 
 Rule: a folder named `step-N` is always whole. It is filled under a temporary name, hashed, flushed to the disk and
-renamed; older ones go only after that. Each is also a `from_pretrained` folder, so any of them can be evaluated or
-served.
+renamed; older ones go only after that. Each is also a `from_pretrained` folder, or an adapter that names its base, so
+any of them can be evaluated or served. Of a model with an adapter, only what trains is stored.
 
 The random states that Accelerate writes are left out: every draw comes from (seed, step, micro-batch), and the file is
 a pickle.
@@ -15,7 +15,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from codex_accel import files, manifest, run_folder, tokenizer
+from codex_accel import adapters, files, manifest, run_folder, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog
-from codex_accel.schema import TrainConfig
+from codex_accel.train_schema import TrainConfig
 
 TRAINER_STATE = "trainer_state.json"
+BUILT_WITH = ("weight_decay", "rate_scale", "betas", "eps", "momentum")  # of a parameter group, from the configuration
 OTHER_MODEL = "Put the model back, or choose another output_dir."
+SUMMARY = ("step", "loss", "perplexity", "bits_per_byte", "token_accuracy")  # of a line of metrics, for the manifest
 DAMAGED = "Restore the checkpoint from a copy, or delete it to go on from an older one."
 
 
@@ -48,25 +50,36 @@ class TrainerState:
     num_skipped: int = 0  # steps without an update, for a non-finite gradient
     elapsed_s: float = 0.0  # training time, restarts included
     metrics_bytes: int = 0  # length of metrics.ndjson
+    evaluated_step: int = -1  # the last one whose evaluation stands in it
+    end_reason: str = ""  # why a callback has ended the run early
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each of them remembers, as JSON
 
 
 def register_hooks(accelerator: Accelerator) -> None:
     """Store weights under the names of the bare model, so that one process can load what two have saved.
 
-    FSDP and DeepSpeed store sharded states of their own, which are left as they are.
+    Of a model with an adapter, the adapter's two files are stored, and Accelerate is given nothing more to write. FSDP
+    and DeepSpeed store sharded states of their own, which are left as they are.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return
 
-    def save(models: list[torch.nn.Module], weights: list[dict[str, Any]], _: str) -> None:
-        weights[:] = [_without_shared(accelerator.get_state_dict(model, unwrap=True)) for model in models]
+    def save(models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
+        bare = [accelerator.unwrap_model(model) for model in models]
+        if not any(map(adapters.is_adapted, bare)):
+            weights[:] = [_without_shared(accelerator.get_state_dict(model, unwrap=True)) for model in models]
+            return
+        weights.clear()
+        if accelerator.is_main_process:
+            adapters.write(bare[0], Path(folder))
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
-        path = Path(folder, "model.safetensors")
         while models:
+            model = accelerator.unwrap_model(models.pop())
+            path = Path(folder, adapters.WEIGHTS if adapters.is_adapted(model) else "model.safetensors")
             try:
-                load_model(accelerator.unwrap_model(models.pop()), path)
-            except (OSError, SafetensorError, RuntimeError) as error:
+                adapters.read(model, path.parent) if adapters.is_adapted(model) else load_model(model, path)
+            except (OSError, SafetensorError, RuntimeError, ValueError) as error:
                 raise UserError(f"{path}: does not fit this model ({_reason(error)}). {OTHER_MODEL}") from error
 
     accelerator.register_save_state_pre_hook(save)
@@ -120,9 +133,10 @@ def save(
         state.metrics_bytes = log.sync()
         for path in temporary.glob("random_states_*.pkl"):
             path.unlink()
-        model.config.save_pretrained(temporary)
-        model.generation_config.save_pretrained(temporary)
-        _let_others_read(temporary)
+        if not (temporary / adapters.CONFIG).exists():
+            model.config.save_pretrained(temporary)
+            model.generation_config.save_pretrained(temporary)
+        let_others_read(temporary)
         copy_tokenizer(tokenizer_folder, temporary)
         text = json.dumps({**asdict(state), "identity": identity}, indent=2)
         (temporary / TRAINER_STATE).write_text(text + "\n", encoding="utf-8")
@@ -135,6 +149,7 @@ def save(
             "engine": accelerator.distributed_type.value,
             "device": accelerator.device.type,
             "num_threads": torch.get_num_threads(),
+            **_base_facts(model, parents, temporary),
         }
         payload = [name for name in files.list_files(temporary) if name != TRAINER_STATE]
         manifest.seal(
@@ -179,15 +194,21 @@ def save_final(
 ) -> str:
     """Write `final`, a plain `from_pretrained` folder for everybody else; returns the digest of its manifest.
 
-    The main process alone calls this. Raises: SaveFailed; the checkpoints stand.
+    Of a model with an adapter it is the adapter alone; `scripts/export_model.py` merges it into its base. The manifest
+    gets the last value of each metric beside `facts`. The main process alone calls this. Raises: SaveFailed; the
+    checkpoints stand.
     """
     final = run_dir / run_folder.FINAL
     try:
         with files.staged_folder(final, overwrite=True) as folder:
-            model.save_pretrained(folder, state_dict=weights)
-            _let_others_read(folder)
+            if adapters.is_adapted(model):
+                adapters.write(model, folder, weights)
+            else:
+                model.save_pretrained(folder, state_dict=weights)
+            let_others_read(folder)
             copy_tokenizer(tokenizer_folder, folder)
             payload = files.list_files(folder)
+            facts = {**facts, "metrics": _last_values(run_dir), **_base_facts(model, parents, folder)}
             return manifest.seal(
                 folder, kind="model", final=final, payload=payload, config=config, parents=parents, facts=facts
             )
@@ -195,10 +216,25 @@ def save_final(
         raise SaveFailed(_not_saved(final, expected_bytes(model), [_reason(error)])) from error
 
 
-def _let_others_read(folder: Path) -> None:
+def _base_facts(model: Any, parents: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the manifest of an adapter says besides: its base and tokenizer by digest; nothing for other models."""
+    if not adapters.is_adapted(model):
+        return {}
+    return {"adapter": adapters.facts(model, parents, tokenizer_digest=tokenizer.digest(folder))}
+
+
+def _last_values(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """The last line of metrics.ndjson of each split, without what the clock says."""
+    text = (run_dir / run_folder.METRICS).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return {line["split"]: {key: line[key] for key in SUMMARY if key in line} for line in lines if "split" in line}
+
+
+def let_others_read(folder: Path) -> None:
     """Give weights the mode of the other files: safetensors 0.8 makes them readable to their owner alone."""
+    config = next(path for path in (folder / "config.json", folder / adapters.CONFIG) if path.exists())
     for path in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", path)
+        shutil.copymode(config, path)
 
 
 def _nothing() -> None:
@@ -239,10 +275,13 @@ def _not_saved(final: Path, needed: int, reasons: list[str]) -> str:
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
-    """Size of a checkpoint of `model` with AdamW: its weights, two moments of what trains, 1 MiB for the rest."""
+    """Size of a checkpoint of `model` with AdamW: its weights, two moments of what trains, 1 MiB for the rest.
+
+    Of a model with an adapter, the weights are what trains.
+    """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return weights + 2 * trainable + (1 << 20)
+    return (trainable if adapters.is_adapted(model) else weights) + 2 * trainable + (1 << 20)
 
 
 def _hash_share(folder: Path) -> dict[str, str]:
@@ -263,10 +302,17 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], object] | None = None) -> None:
     """Bring model and optimizer to the checkpoint in `folder`; `read_state` is the counterpart of `write_state`.
 
+    What the optimizer was built with stays, so that a setting that `allow_drift` names has its effect.
+
     Raises: UserError for a pickle that Accelerate would run, and for weights or moments that do not fit.
     """
+    made, now = manifest.read(folder)["facts"].get("engine"), accelerator.distributed_type.value
+    if made != now and {made, now} & {"FSDP", "DEEPSPEED"}:
+        raise UserError(f"{folder}: was saved under the engine {made}, which {now} cannot read. Launch it as before.")
     if pickles := sorted(folder.glob("*.pkl")):
         raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. {DAMAGED}")
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
+    built = [{name: group[name] for name in BUILT_WITH if name in group} for group in groups]
     try:
         (read_state or accelerator.load_state)(str(folder))
     except FileNotFoundError as error:
@@ -280,18 +326,23 @@ def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], 
         raise UserError(
             f"{folder}: the optimizer state (optimizer.bin) does not fit ({reason}). {OTHER_MODEL}"
         ) from error
+    loaded = (group for optimizer in accelerator._optimizers for group in optimizer.param_groups)
+    for group, values in zip(loaded, built, strict=True):
+        group.update(values)
     accelerator.step = 0  # of its accumulation window
 
 
 def stored_state(folder: Path) -> tuple[TrainerState, dict[str, Any]]:
     """The numbers of trainer_state.json and the identity. Raises UserError if a number is missing, odd or unknown."""
     path = folder / TRAINER_STATE
-    wanted = {field.name: type(field.default) for field in fields(TrainerState)}
+    wanted = {name: type(value) for name, value in asdict(TrainerState()).items()}
     try:
         stored = json.loads(path.read_bytes())
         identity = stored.pop("identity")
         right = {name: type(value) for name, value in stored.items()} == wanted and isinstance(identity, dict)
-        right = right and all(0 <= value < 1 << 63 for value in stored.values())  # false for NaN too
+        numbers = {name: value for name, value in stored.items() if isinstance(value, int | float)}
+        right = right and numbers.pop("evaluated_step") >= -1
+        right = right and all(0 <= value < 1 << 63 for value in numbers.values())  # false for NaN too
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False
     if not right:

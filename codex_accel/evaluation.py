@@ -9,6 +9,7 @@ Shapes: B windows, T tokens in the longest of them, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from codex_accel.loss import token_scores
 from codex_accel.packing import IGNORE
 from codex_accel.tokens import Document, TokenStore
+from codex_accel.train_schema import TrainConfig
 
 Documents = Sequence[Document] | TokenStore
 
@@ -100,11 +102,11 @@ def score(
     for done in range(num_rounds):
         between_batches(done, num_rounds)
         place = done * num_processes + process_index
-        if place >= len(batches):
-            continue  # the last round may have fewer batches than processes
-        batch = batches[place]
+        batch = batches[min(place, len(batches) - 1)]
         input_ids, labels = (torch.from_numpy(array).to(device) for array in _arrays(documents, batch))
         logits = model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
+        if place >= len(batches):
+            continue  # the last round may have fewer batches than processes; sharded weights need all of them
         losses, correct = token_scores(logits, labels)
         rows = np.array([window.document for window in batch])
         np.add.at(nll, rows, losses.double().sum(1).cpu().numpy())
@@ -148,6 +150,29 @@ def summarize(scores: Scores, *, num_bytes: int | None) -> dict[str, Any]:
         "num_target_tokens": num_targets,
         "num_bytes": num_bytes,
     }
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """A split that is scored during training."""
+
+    split: str
+    store: TokenStore
+    windows: list[Window]
+    num_bytes: int | None  # of all targets' text; None if only a part of the windows is scored
+
+
+def validation_sets(config: TrainConfig) -> list[ValidationSet]:
+    """The splits of `data.validation_split`, which decides which checkpoint is best, and `evaluation.more_splits`."""
+    found = []
+    for split in (config.data.validation_split, *config.evaluation.more_splits):
+        if split is not None:
+            store = TokenStore(Path(config.data.dataset), split)
+            whole = plan_windows(store.lengths.tolist(), context_length=config.data.block_size, stride=None)
+            windows = choose(whole, config.evaluation.max_windows)
+            num_bytes = total_bytes(store) if len(windows) == len(whole) else None
+            found.append(ValidationSet(split, store, windows, num_bytes))
+    return found
 
 
 def total_bytes(documents: Documents) -> int:

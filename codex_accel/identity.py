@@ -13,21 +13,22 @@ from codex_accel import config as configuration
 from codex_accel import files, manifest, run_folder
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
-from codex_accel.schema import TrainConfig
+from codex_accel.train_schema import TrainConfig
 
 SETTINGS = {
     "training": (
         "micro_batch_size", "global_batch_size", "max_grad_norm", "on_nonfinite", "max_steps", "max_epochs",
-        "max_tokens", "deterministic", "loss_chunk_rows",
+        "max_tokens", "deterministic", "loss_chunk_rows", "compile", "tf32",
     ),
     "data": ("train_split", "block_size", "packing", "overlong", "isolate_documents"),
 }  # fmt: skip
+MODEL = ("attention", "dtype", "quantization")
 LIBRARIES = ("torch", "transformers", "accelerate")  # whose major version may change the numbers
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration, as plain values, that enters the identity as it stands."""
-    whole = {name: settings[name] for name in ("seed", "optimizer", "schedule")}
+    whole = {name: settings[name] for name in ("seed", "optimizer", "schedule", "peft")}
     return whole | {section: {key: settings[section][key] for key in keys} for section, keys in SETTINGS.items()}
 
 
@@ -49,7 +50,7 @@ def of(
         "tokenizer": parents[1]["content_digest"],
         "model": {
             "start": [p["content_digest"] for p in parents[2:]],
-            "attention": config.model.attention,
+            **{name: getattr(config.model, name) for name in MODEL},
             "architecture": architecture,
         },
         "mixed_precision": mixed_precision,
@@ -121,14 +122,15 @@ def is_complete(config: TrainConfig, run_dir: Path) -> bool:
 def _outline(config: TrainConfig, *, dataset: str, start: list[str]) -> dict[str, Any]:
     """What can be told of an identity before anything heavy is imported, under the same names."""
     settings = config.model_dump(mode="json")
-    model = {"start": start, "attention": settings["model"]["attention"], "architecture": settings["model"]["config"]}
+    model = {name: settings["model"][name] for name in MODEL} | {"start": start}
+    model["architecture"] = settings["model"]["config"]
     return {**decisive(settings), "dataset": dataset, "model": model}
 
 
 def _content(path: str) -> str | None:
     """Digest of the content of a dataset, or of the model that `model.path` names; None if it is not there."""
     folder = Path(path)
-    if (folder / run_folder.FINAL / "config.json").is_file():
+    if manifest.holds_model(folder / run_folder.FINAL):
         folder /= run_folder.FINAL
     return manifest.as_parent(folder)["content_digest"] if folder.is_dir() else None
 

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from codex_accel import compiler
 from codex_accel.packing import IGNORE
+from codex_accel.train_schema import TrainConfig
 
 CHUNK_ROWS = 512
 SOFTMAX_SIZE = 1 << 20  # logits that a CPU holds in float32 at a time; larger is no faster, but takes more memory
@@ -32,9 +34,32 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     return nll.view(labels.shape), (logits.argmax(-1) == labels) & (labels != IGNORE)
 
 
-def from_logits(model: torch.nn.Module, *, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def from_logits(model: Callable[..., Any], *, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """`sum_of_losses` of the logits that `model(**inputs)` gives."""
     return sum_of_losses(model(**inputs).logits, labels)
+
+
+def of(model: torch.nn.Module, config: TrainConfig, *, chunk_rows: int) -> Callable[..., torch.Tensor]:
+    """How the loop makes the summed loss of a micro-batch: by chunks of so many rows, or with all logits (0).
+
+    With `training.compile`, the forward pass of the bare `model` is compiled, together with a loss of full logits:
+    outside of the graph that would take a float32 copy of them.
+    """
+    plain = model.forward
+    sum_of = in_head(model.get_output_embeddings(), chunk_rows=chunk_rows) if chunk_rows else None  # type: ignore[operator]
+    if not config.training.compile:
+        return sum_of or from_logits
+
+    def with_loss(*, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        return from_logits(plain, labels=labels, **inputs)
+
+    graph = compiler.compiled(plain if sum_of else with_loss, config)
+
+    def sum_compiled(model_in_engine: torch.nn.Module, **inputs: Any) -> torch.Tensor:
+        with compiler.in_place_of_forward(model, graph, config):
+            return sum_of(model_in_engine, **inputs) if sum_of else model_in_engine(**inputs)
+
+    return sum_compiled
 
 
 # --- without full logits --------------------------------------------------------------------------------------------
@@ -49,6 +74,7 @@ def in_head(head: torch.nn.Linear, *, chunk_rows: int = CHUNK_ROWS) -> Callable[
     """
     wanted: dict[str, torch.Tensor] = {}
 
+    @torch.compiler.disable  # it drops rows without a label, so its shapes differ; products are most of its time
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         return sum_by_chunks(hidden, head.weight, wanted["labels"], bias=head.bias, chunk_rows=chunk_rows)
 

@@ -277,15 +277,20 @@ def _digest_unverified(folder: Path) -> str:
     return content_digest({"name": n, "digest": d, "payload": True} for n, d in zip(names, digests, strict=True))
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is that of a model or of an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def find_model(path: Path, *, verify: bool, key: str) -> Path:
     """The folder to load a model from: `path` itself, or the `final` of the run folder that it is; checked if `verify`.
 
     Raises: UserError if there is nothing to load, or if a folder with a manifest is damaged.
     """
-    folder = path / "final" if (path / "final" / "config.json").is_file() else path
+    folder = path / "final" if holds_model(path / "final") else path
     if not folder.is_dir():
         raise UserError(f"{key} = '{path}': no such folder. Give a checkpoint, a model or a run folder.")
-    if not (folder / "config.json").is_file():
+    if not holds_model(folder):
         raise UserError(f"{key} = '{folder}': has no config.json. Give a folder that from_pretrained loads.")
     if (folder / MANIFEST).exists():
         require(folder, kinds=("checkpoint", "model"), verify=verify, key=key)

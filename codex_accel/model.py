@@ -15,39 +15,49 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from codex_accel import loss, seeds
+from codex_accel import adapters, cli, merging, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
-from codex_accel.schema import TrainConfig
-from codex_accel.tokenizer import Tokenizer
+from codex_accel.tokenizer import Tokenizer, defining_files
+from codex_accel.train_schema import TrainConfig
 
 transformers.utils.logging.disable_progress_bar()
-# Rows are padded on the right, where a causal model cannot look, and a mask would undo the isolation of documents.
+# Rows are padded on the right, where a causal model cannot look, and a mask would undo the isolation of documents. And
+# that new embeddings are drawn around the mean of the old ones is what we want.
+NOISE = ("passing in an `attention_mask`", "The new embeddings will be", "The new lm_head weights will be")
 logging.getLogger("transformers.modeling_utils").addFilter(
-    lambda record: "passing in an `attention_mask`" not in record.getMessage()
+    lambda record: not any(words in record.getMessage() for words in NOISE)
 )
 
-ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
-LARGE_VOCABULARY = 16_384  # of 2048 tokens, full logits and their gradients take 408 MB there, chunks 90 MB (measured)
+INDEX = "model.safetensors.index.json"
 SET_BY_US = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
-def build(config: TrainConfig, tokenizer: Tokenizer, *, start: Path | None) -> PreTrainedModel:
-    """The model to train, in float32, without a cache: from the folder `start`, or fresh weights from `config.seed`."""
+def build(
+    config: TrainConfig, tokenizer: Tokenizer, *, start: Path | None, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """The model to train, on `device`, without a cache: from the folder `start`, or random weights by `config.seed`.
+
+    Its weights have the type `model.dtype`. Tokens that the tokenizer has beyond the embeddings of `start` get rows of
+    their own; `run.require_fitting_tokenizer` has seen that the others are those of `start`.
+    """
+    num_new_tokens, quantization = 0, adapters.quantization(config)
+    dtype = getattr(torch, config.model.dtype)
     if start is not None:
-        model = load(start, attention=config.model.attention, key="model.path")
-        num_embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-        if tokenizer.vocab_size > num_embeddings:
-            what = (
-                f"has {num_embeddings} embeddings, the dataset's tokenizer {tokenizer.vocab_size} ids. They do not fit."
-            )
-            raise UserError(config.problem("model.path", what))
+        attention, verify = config.model.attention, config.verify
+        model = load(
+            start, attention=attention, key="model.path", verify=verify, quantization=quantization, dtype=dtype
+        )
+        num_new_tokens = _add_embeddings(model, config, tokenizer, start)
+    elif config.peft is not None:
+        what = "an adapter needs a base that exists; model.config gives random weights. Give model.path or model.alias."
+        raise UserError(config.problem("peft", what))
     else:
         architecture = _transformers_config(config, tokenizer)
         torch.manual_seed(seeds.derive(config.seed, "weights"))
         try:
             model = AutoModelForCausalLM.from_config(
-                architecture, attn_implementation=config.model.attention, dtype=torch.float32
+                architecture, attn_implementation=config.model.attention, dtype=dtype
             )
         except (KeyError, ValueError) as error:  # some classes check their values only here
             raise UserError(config.problem("model.config", _refused(error))) from error
@@ -59,7 +69,32 @@ def build(config: TrainConfig, tokenizer: Tokenizer, *, start: Path | None) -> P
     if longest is not None and config.data.block_size > longest:
         what = f"{config.data.block_size} is more than the model's max_position_embeddings = {longest}."
         raise UserError(config.problem("data.block_size", what))
-    return model
+    if config.peft is not None:
+        model = adapters.attach(model, config, num_new_tokens=num_new_tokens)
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model if quantization is not None else model.to(device)  # type: ignore[arg-type]
+
+
+def _add_embeddings(model: PreTrainedModel, config: TrainConfig, tokenizer: Tokenizer, start: Path) -> int:
+    """Rows of embeddings, and of an untied head, for ids that the model has none for; returns how many, and prints it.
+
+    They are drawn close around the mean of the old rows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
+    Language Models"), by `config.seed`; the old rows stay as they are.
+    """
+    num_embeddings: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
+    num_new = tokenizer.vocab_size - num_embeddings
+    if num_new <= 0:
+        return 0
+    if not defining_files(start):
+        what = f"has {num_embeddings} embeddings, the dataset's tokenizer {tokenizer.vocab_size} ids, and there is no "
+        what += "tokenizer beside the model that could tell which of them are new. Copy its tokenizer.json there."
+        raise UserError(config.problem("model.path", what))
+    torch.manual_seed(seeds.derive(config.seed, "new tokens"))
+    model.resize_token_embeddings(tokenizer.vocab_size)
+    if cli.is_main_process():
+        print(f"note    {num_new} new tokens: embeddings resized from {num_embeddings:,} to {tokenizer.vocab_size:,}")
+    return num_new
 
 
 def _transformers_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
@@ -101,16 +136,44 @@ def _refused(error: Exception) -> str:
     return f"is refused by transformers: {reason[:200]}.{hint}"
 
 
-def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> PreTrainedModel:
-    """A causal language model from a local `from_pretrained` folder with safetensors weights, in float32."""
+def load(
+    folder: Path,
+    *,
+    attention: str = "sdpa",
+    key: str = "checkpoint",
+    verify: bool = True,
+    base: Path | None = None,
+    quantization: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A causal language model from a local `from_pretrained` folder with safetensors weights, all of type `dtype`.
+
+    An adapter is merged into its base, which lies where its manifest says, or at `base`; that base is checked against
+    the recorded digests if `verify`. `quantization` is a configuration for transformers, of a plain model alone.
+    """
+    *adapted, plain = merging.chain(folder, verify=verify, key=key, base=base)
+    if adapted and quantization is not None:
+        what = "is an adapter, and quantized weights take none in. Merge it first: scripts/export_model.py"
+        raise UserError(f"{key} = '{folder}': {what} --checkpoint {folder}.")
+    first_dtype = torch.float32 if adapted else dtype  # so that nothing is rounded before it is all added up
+    model = _load_plain(plain, attention=attention, key=key, quantization=quantization, dtype=first_dtype)
+    for adapter in reversed(adapted):
+        model = merging.merge(model, adapter, key=key)
+    if dtype != first_dtype:
+        for parameter in model.parameters():  # not model.to, which would round the angles of rotary positions too
+            parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
+    return model
+
+
+def _load_plain(folder: Path, *, attention: str, key: str, quantization: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder with config.json, checked before and after transformers has read it."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{key} = '{folder}': has no config.json. Give a folder that from_pretrained loads.")
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             f"{key} = '{folder}': has no *.safetensors weights. Pickled weights are not loaded; convert them."
         )
-    if (folder / ADAPTER).exists():  # transformers would load it without a word where peft is installed
-        raise UserError(f"{key} = '{folder / ADAPTER}': adapters are not loaded. Merge it into the weights first.")
     _require_own_attention(folder, key=key)
     _require_shards_inside(folder, key=key)
     try:
@@ -120,8 +183,13 @@ def load(folder: Path, *, attention: str = "sdpa", key: str = "checkpoint") -> P
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=attention,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
+            **(
+                {}
+                if quantization is None
+                else {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
+            ),
         )
     except Exception as error:  # each model class raises its own kinds for a configuration that does not fit together
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -182,124 +250,3 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-
-
-@torch.no_grad()
-def require_causal(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Run the model on a short block, change its last token, and see that no earlier logit moves.
-
-    Raises: UserError if the model cannot run, or if a position sees what comes after it, so that its loss means
-    nothing.
-    """
-    input_ids = _probe_block(model, config)
-    changed = input_ids.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % model.config.vocab_size
-    try:
-        moved = _largest_move(model, input_ids, changed, slice(None, -1))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        what = (
-            f"the model cannot run on a block of its own: {' '.join(str(error).split())[:300]}. Mend its configuration."
-        )
-        raise UserError(config.problem("model", what)) from error
-    if moved > 1e-6:
-        what = "is not causal: changing the last token moved the logits before it, so it sees what it is to predict."
-        raise UserError(config.problem("model", f"{what} Take a decoder such as llama or gpt2."))
-
-
-@torch.no_grad()
-def require_isolation(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Feed a block of two documents, change the first, and see that no logit of the second moves.
-
-    Raises: UserError if it does: this architecture cannot keep documents of one block apart.
-    """
-    input_ids = _probe_block(model, config)
-    half, size = input_ids.shape[1] // 2, input_ids.shape[1]
-    position_ids = torch.cat([torch.arange(half), torch.arange(size - half)])[None].to(model.device)
-    changed = input_ids.clone()
-    changed[0, :half] = (changed[0, :half] + 1) % model.config.vocab_size  # all of it: a convolution sees only the last
-    try:
-        moved = _largest_move(model, input_ids, changed, slice(half, None), position_ids=position_ids)
-    except TypeError as error:
-        raise UserError(config.problem("data.isolate_documents", f"{_CANNOT} ({error}). {_WAY_OUT}")) from error
-    if moved > 1e-6:
-        what = f"{_CANNOT}: changing one moved the logits of the next by {moved:.2g} of the largest. {_WAY_OUT}"
-        raise UserError(config.problem("data.isolate_documents", what))
-
-
-def loss_chunks(model: PreTrainedModel, config: TrainConfig, *, mixed_precision: str) -> dict[str, Any]:
-    """How the loss is made: `chunk_rows` of logits at a time, 0 for all at once, and a `note` on why, which may be "".
-
-    Raises: UserError if chunks are asked for by name and this model, or fp16, cannot have them.
-    """
-    asked, size = config.training.loss_chunk_rows, model.config.vocab_size
-    if asked == 0 or (asked is None and size < LARGE_VOCABULARY):
-        return {"chunk_rows": 0, "note": ""}
-    rows = asked or loss.CHUNK_ROWS
-    fp16 = "in fp16 gradients are not to be made before the loss is scaled" if mixed_precision == "fp16" else None
-    if reason := fp16 or _why_no_chunks(model, config, rows):
-        if asked:
-            what = f"{asked}, but {reason}. Set it to 0 for full logits."
-            raise UserError(config.problem("training.loss_chunk_rows", what))
-        return {"chunk_rows": 0, "note": f"full logits of {size:,} tokens, because {reason}"}
-    return {"chunk_rows": rows, "note": f"by chunks of {rows} rows of logits, {size:,} tokens in the vocabulary"}
-
-
-@torch.no_grad()
-def _why_no_chunks(model: PreTrainedModel, config: TrainConfig, rows: int) -> str | None:
-    """Why the head cannot give the loss in place of logits, found by trying; None if it can.
-
-    A head that gives numbers of our own must have them come out of the model as they are (so a soft cap is found out
-    however small the logits are), and the sum by chunks must be that of full logits to 1e-5.
-    """
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:  # an adapter around it, say, would be left out in silence
-        return f"the head of this {model.config.model_type} model is a {type(head).__name__}, not a Linear"
-    input_ids, was_training = _probe_block(model, config), model.training
-    inputs = {"input_ids": input_ids, "use_cache": False}
-    given = torch.linspace(-200, 200, input_ids.shape[1] * head.out_features, device=model.device)
-    given = given.view(*input_ids.shape, -1)  # (1, T, V)
-    model.eval()
-    try:
-        full = loss.from_logits(model, labels=input_ids, **inputs)
-        handle = head.register_forward_hook(lambda *_: given)
-        try:
-            unchanged = torch.equal(model(**inputs).logits.float(), given)
-        finally:
-            handle.remove()
-        summed = loss.in_head(head, chunk_rows=rows)(model, labels=input_ids, **inputs) if unchanged else full
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return f"this {model.config.model_type} model does not run so: {' '.join(str(error).split())[:200]}"
-    finally:
-        model.train(was_training)
-    if not unchanged:
-        return f"this {model.config.model_type} model changes the logits that its head gives"
-    off = float((summed - full).abs() / full)
-    return None if off <= 1e-5 else f"its loss by chunks is off by {off:.2g} of that of full logits"
-
-
-_CANNOT = "this architecture cannot keep the documents of one block apart"
-_WAY_OUT = (
-    "Say data.packing=group_by_length, which gives each a row of its own, or data.packing=concat with "
-    "data.isolate_documents=false to let them see each other, or take another architecture."
-)
-
-
-def _probe_block(model: PreTrainedModel, config: TrainConfig) -> torch.Tensor:
-    """Token ids 0, 1, 2, ... (1, T) on the model's device, T at most 16."""
-    size = min(config.data.block_size, 16)
-    return torch.arange(size, device=model.device).remainder(model.config.vocab_size)[None]
-
-
-def _largest_move(
-    model: PreTrainedModel, before: torch.Tensor, after: torch.Tensor, where: slice, **inputs: torch.Tensor
-) -> float:
-    """How far the logits at `where` differ between two inputs, as a share of the largest; 0.0 where a mask holds."""
-    was_training = model.training
-    model.eval()
-    try:
-        first, second = (
-            model(input_ids=ids, use_cache=False, **inputs).logits[0, where].float() for ids in (before, after)
-        )
-    finally:
-        model.train(was_training)
-    return float((first - second).abs().max() / first.abs().max())

@@ -14,6 +14,7 @@ OFFLINE_VARIABLES = {
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "WANDB_MODE": "offline",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # it heeds DO_NOT_TRACK only if that is "true"
 }
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from codex_accel import order
 from codex_accel.errors import UserError
 from codex_accel.packing_plan import Plan, best_fit, cut, group_by_length, grouped_rows
-from codex_accel.schema import TrainConfig
 from codex_accel.tokens import TokenStore
+from codex_accel.train_schema import TrainConfig
 
 IGNORE = -100  # label of a position that is not a target, as torch.nn.functional.cross_entropy has it
 
@@ -117,6 +117,16 @@ class Blocks:
                 a, b = max(1, low), min(num_targets + 1, low + len(mask))
                 segment = labels[a - 1 : b - 1]
                 segment[~mask[a - low : b - low]] = IGNORE
+
+    def with_boundary(self) -> Batch:
+        """The first block in which a document begins after another, alone; `blocks_with_boundary` says there is one."""
+        if self.plan is None:
+            starts = self.store.document_starts[:-1]
+            candidates = np.unique(starts[starts % self.block_size != 0] // self.block_size)
+        else:
+            candidates = np.flatnonzero(np.diff(self.plan.first_piece) > 1)
+        batches = (self.batch(candidates[place : place + 1]) for place in range(len(candidates)))
+        return next(batch for batch in batches if batch.position_ids is not None)
 
     def facts(self) -> dict[str, int]:
         """Counts of the plan, for `run.json`."""

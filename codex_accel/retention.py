@@ -12,7 +12,8 @@ from typing import Any
 
 from codex_accel import files, run_folder
 from codex_accel.errors import UserError
-from codex_accel.schema import BestMetric, Checkpoint
+from codex_accel.schema import BestMetric
+from codex_accel.train_schema import Checkpoint
 
 
 def kept(
@@ -36,11 +37,12 @@ def best_is(metric: BestMetric) -> str:
 
 
 def evaluations(run_dir: Path) -> dict[int, dict[str, Any]]:
-    """The line of metrics.ndjson for each step that was evaluated.
+    """The line of metrics.ndjson for each step that was evaluated, of the split that stands first, which decides.
 
     Raises: UserError for a line that is not one, or if there is no such file: without it nothing would be the best.
     """
-    found, path = {}, run_dir / run_folder.METRICS
+    found: dict[int, dict[str, Any]] = {}
+    path = run_dir / run_folder.METRICS
     if not path.exists():
         raise UserError(f"{path}: no such file, so no score is known. Restore it from a copy, or say keep_best=0.")
     with open(path, "rb") as stream:
@@ -49,7 +51,7 @@ def evaluations(run_dir: Path) -> dict[int, dict[str, Any]]:
                 continue
             try:
                 values = json.loads(line)
-                found[int(values["step"])] = values
+                found.setdefault(int(values["step"]), values)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}:{number}: is not a line of metrics ({error!r}). Remove the line.") from error
     return found

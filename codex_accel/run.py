@@ -3,6 +3,7 @@
 Rule: whatever stops a run tells where it can go on. The loop itself stands in `scripts/train.py`.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
 
-from codex_accel import checkpoint, cli, files, manifest, retention, run_folder
+from codex_accel import added_tokens, checkpoint, cli, compiler, files, manifest, merging, retention, run_folder
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
 from codex_accel.packing import Batch
-from codex_accel.schema import TrainConfig
+from codex_accel.train_schema import TrainConfig
 
 
 def accumulation_steps(config: TrainConfig) -> int:
@@ -33,13 +35,45 @@ def accumulation_steps(config: TrainConfig) -> int:
     return total // (micro * num_processes)
 
 
-def set_deterministic() -> None:
-    """Deterministic kernels, the cuBLAS workspace they need, and no TF32."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
+def on_cpu(config: TrainConfig) -> bool:
+    """Whether the run computes on the CPU. Raises UserError if a device is asked for that is not there."""
+    asked, found = config.training.device, torch.accelerator.is_available()
+    if asked == "cuda" and not torch.cuda.is_available():
+        what = f"cuda, but torch {torch.__version__} finds no CUDA device. Say cpu, or install torch with CUDA."
+        raise UserError(config.problem("training.device", what))
+    return asked == "cpu" or not found
+
+
+def set_kernels(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Which kernels may be used: TF32 or not, compiled or not, and with `deterministic` only those of the same bits.
+
+    Raises: UserError if FlashAttention or torch.compile is asked for and cannot run here.
+    """
+    _require_flash_attention(config, accelerator)
+    tf32 = config.training.tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if config.training.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if config.training.compile:
+        compiler.set_up(config, accelerator.device)
+
+
+def _require_flash_attention(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raise UserError if it cannot run: transformers tells so late, or takes a kernel of the hub in its place."""
+    if config.model.attention != "flash_attention_2":
+        return
+    if accelerator.device.type != "cuda":
+        why = f"needs a CUDA device, and this run computes on {accelerator.device.type}"
+    elif importlib.util.find_spec("flash_attn") is None:
+        why = "needs the package flash_attn. Run `pip install flash-attn --no-build-isolation`"
+    elif config.model.dtype == "float32" and accelerator.mixed_precision == "no":
+        why = "computes in 16 bits only. Set training.mixed_precision=bf16"
+    else:
+        return
+    raise UserError(config.problem("model.attention", f"flash_attention_2 {why}. Or say sdpa."))
 
 
 def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify: bool) -> Path:
@@ -54,6 +88,20 @@ def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify:
     return folder
 
 
+def require_fitting_tokenizer(start: Path, dataset: Path, *, key: str) -> None:
+    """Raise UserError unless the dataset's tokenizer is the one beside `start`, or that one and added tokens."""
+    folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
+    if tokenizers.digest(folder) == tokenizers.digest(start):
+        return
+    try:
+        added_tokens.num_new(tokenizers.load(start, key="model.path"), tokenizers.load(folder))
+    except ValueError as error:
+        raise UserError(
+            f"{key} = '{dataset}': was made with the tokenizer in '{folder}', which is neither the one in '{start}' "
+            f"nor that with added tokens ({error}), so its ids mean other text to the model. Prepare the data again."
+        ) from error
+
+
 def require_same_tokenizer(model: Path, dataset: Path, *, key: str) -> None:
     """Raise UserError if the dataset was made with another tokenizer than the one beside the model."""
     folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
@@ -65,8 +113,12 @@ def require_same_tokenizer(model: Path, dataset: Path, *, key: str) -> None:
 
 
 def parents(dataset: Path, tokenizer: Path, start: Path | None) -> list[dict[str, Any]]:
-    """Records of what the model comes from: dataset, tokenizer, and the folder that it started from, if any."""
-    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, start) if folder is not None]
+    """Records of what the model comes from: dataset, tokenizer, and the folder that it started from, if any.
+
+    If that is an adapter from elsewhere, which names no base by digest, the base comes after it.
+    """
+    bases = merging.unnamed_bases(start) if start is not None else []
+    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, start, *bases) if folder is not None]
 
 
 def branch_parents(chosen: Path, run_dir: Path) -> list[dict[str, Any]]:
@@ -270,5 +322,7 @@ def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> Non
     for split in dict.fromkeys(line["split"] for line in lines):
         values = [line for line in lines if line["split"] == split][-1]
         print(f"{split:<12} loss {float(values['loss']):.4f} at step {values['step']}")
+    if state.end_reason:
+        print(f"ended    early, by {state.end_reason}")
     print(f"done     {state.step} steps, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
     print(f"model    {run_dir / run_folder.FINAL}\nmanifest {digest}")

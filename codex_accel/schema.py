@@ -1,4 +1,4 @@
-"""Every key of every stage: its type, range, default and meaning, in one line each.
+"""Every key of every stage but training: its type, range, default and meaning, in one line each.
 
 Rule: the line here is the documentation everywhere: `--help`, `configs/base/`, the JSON Schema and the error messages
 are made from it. Nothing here imports torch or a model library.
@@ -6,7 +6,7 @@ are made from it. Nothing here imports torch or a model library.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from codex_accel.config import Section, StageConfig
 
@@ -14,28 +14,6 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 BestMetric = Literal["loss", "perplexity", "bits_per_byte", "token_accuracy"]
-
-
-def _length(value: Any) -> Any:
-    """A stretch of the run: 100 (steps), 0.1 (fraction of the run), "2 epochs" or "2.5 epochs"."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, float) and 0.0 <= value <= 1.0:
-        return value
-    if isinstance(value, str) and value.endswith(" epochs"):
-        number = value.removesuffix(" epochs")
-        if number.replace(".", "", 1).isdecimal():
-            return value
-    raise ValueError("must be whole steps (100), a fraction of the run from 0.0 to 1.0 (0.1), or '2 epochs'.")
-
-
-Length = Annotated[int | float | str, BeforeValidator(_length)]
-
-
-def _betas(value: list[float]) -> list[float]:
-    if len(value) != 2 or not all(0.0 <= beta < 1.0 for beta in value):
-        raise ValueError("must be two numbers from 0 to below 1, such as [0.9, 0.95].")
-    return value
 
 
 class Source(Section):
@@ -87,7 +65,7 @@ def _output(what: str) -> Any:
 
 
 _OVERWRITE = Field(False, description="Replace output_dir if it exists")
-_DEVICE: Any = Field("auto", description="auto: a GPU if there is one, else the CPU")
+DEVICE: Any = Field("auto", description="auto: a GPU if there is one, else the CPU")
 
 
 class CorpusConfig(StageConfig):
@@ -122,7 +100,15 @@ class TokenizerConfig(StageConfig):
 
     output_dir: NonEmpty = _output("the tokenizer")
     overwrite: bool = _OVERWRITE
-    sources: list[Source] = Field(description="What to train on", min_length=1)
+    sources: list[Source] = Field([], description="What to train on")
+    base: str | None = Field(
+        None,
+        description="Tokenizer folder to take over instead: special_tokens.additional come after its ids, and nothing"
+        " is trained",
+    )
+    chat_template: str | None = Field(
+        None, description="File with a Jinja template to put beside it; null: the one of base, if any"
+    )
     dry_run: bool = Field(False, description="Print what would be trained on and stop; nothing is written")
     type: Literal["bpe", "unigram", "sentencepiece", "char"] = Field(
         "bpe",
@@ -150,6 +136,22 @@ class TokenizerConfig(StageConfig):
     )
     seed: int = Field(0, description="Seed of the draw of max_train_bytes")
     special_tokens: SpecialTokens = SpecialTokens()
+
+    @model_validator(mode="after")
+    def _trained_or_taken_over(self) -> "TokenizerConfig":
+        if bool(self.sources) == (self.base is not None):
+            raise ValueError("give either sources to train on, or base, a tokenizer to add tokens to.")
+        if self.base is None:
+            return self
+        ours = ("type", "algorithm", "vocab_size", "min_frequency", "byte_fallback", "normalizer", "pre_tokenizer")
+        given = [key for key in ours if getattr(self, key) != type(self).model_fields[key].default]
+        given += [f"special_tokens.{key}" for key in ("pad", "bos", "eos", "unk")
+                  if getattr(self.special_tokens, key) != SpecialTokens.model_fields[key].default]  # fmt: skip
+        if given:
+            raise ValueError(f"{', '.join(given)} cannot be changed in a base. Remove what is given besides base.")
+        if not self.special_tokens.additional and self.chat_template is None:
+            raise ValueError("base alone changes nothing. Give special_tokens.additional or chat_template too.")
+        return self
 
     @model_validator(mode="after")
     def _normalizer_of_tokenizers(self) -> "TokenizerConfig":
@@ -253,209 +255,6 @@ class PrepareConfig(StageConfig):
     )
 
 
-class Model(Section):
-    """Which model is trained: exactly one of `config` and `path`."""
-
-    path: str | None = Field(None, description="Local from_pretrained folder to start from")
-    config: dict[str, Any] | None = Field(
-        None,
-        description="transformers configuration with its model_type, for a start from random weights; the "
-        "vocabulary size and special ids come from the tokenizer",
-    )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention implementation of transformers")
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "Model":
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give exactly one of model.config (random weights) and model.path (a local folder).")
-        if self.config is not None and not isinstance(self.config.get("model_type"), str):
-            raise ValueError("model.config needs model_type, such as model_type: llama.")
-        return self
-
-
-class Data(Section):
-    """What is trained on."""
-
-    dataset: NonEmpty = Field(description="Dataset folder made by prepare_data")
-    train_split: NonEmpty = Field("train", description="Split to train on")
-    validation_split: str | None = Field("validation", description="Split to evaluate on; null for none")
-    block_size: Annotated[int, Field(ge=2)] = Field(description="Tokens in one training sequence")
-    packing: Literal["concat", "best_fit", "group_by_length"] = Field(
-        "concat",
-        description="concat: one row, cut every block; best_fit: whole documents into blocks; group_by_length: a row a"
-        " document, padded to the longest of its micro-batch",
-    )
-    overlong: Literal["split", "drop", "truncate", "error"] = Field(
-        "split", description="What becomes of documents longer than a block, which concat always splits; counted"
-    )
-    isolate_documents: bool = Field(True, description="Documents that share a block do not see each other")
-
-    @model_validator(mode="after")
-    def _packing_fits(self) -> "Data":
-        if self.packing == "concat" and self.overlong != "split":
-            raise ValueError(
-                f"data.overlong = {self.overlong} does not go with data.packing = concat, which cuts documents wherever"
-                " a block ends. Take best_fit or group_by_length, or set overlong = split."
-            )
-        if self.packing != "concat" and not self.isolate_documents:
-            raise ValueError(
-                f"data.isolate_documents = false does not go with data.packing = {self.packing}, whose documents never"
-                " see each other. Take concat, or set isolate_documents = true."
-            )
-        return self
-
-
-class Training(Section):
-    """Batches, length and precision."""
-
-    micro_batch_size: Positive = Field(8, description="Sequences in one forward pass of one process")
-    global_batch_size: Positive = Field(8, description="Sequences in one step over all processes")
-    max_steps: Positive | None = Field(None, description="Stop after this many steps")
-    max_epochs: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Stop after this many passes over the data"
-    )
-    max_tokens: Positive | None = Field(None, description="Stop after this many tokens")
-    max_time_s: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Stop after this time; seconds, restarts included"
-    )
-    stop_at_step: Positive | None = Field(
-        None, description="Save and stop at this step as a signal would; the schedule stays that of the whole run"
-    )
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        1.0, description="Clip the gradient norm to this; null: never"
-    )
-    loss_chunk_rows: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Rows of logits made at a time; 0: all; null: 512 if the vocabulary has 16384 or more"
-    )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(None, description="null: as accelerate config says")
-    deterministic: bool = Field(
-        False, description="Use deterministic GPU algorithms; on a CPU the results are so already"
-    )
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or infinite loss or gradient does")
-
-    @model_validator(mode="after")
-    def _length_given(self) -> "Training":
-        if self.max_steps is None and self.max_epochs is None and self.max_tokens is None:
-            raise ValueError("give at least one of training.max_steps, training.max_epochs and training.max_tokens.")
-        return self
-
-
-class Optimizer(Section):
-    """AdamW (Loshchilov and Hutter 2019)."""
-
-    name: Literal["adamw"] = Field("adamw", description="Optimizer")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-4, description="Peak learning rate")
-    betas: Annotated[list[float], AfterValidator(_betas)] = Field([0.9, 0.95], description="Decay of the two moments")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="Of matrices; biases, norms and embeddings have none"
-    )
-    decay_embeddings: bool = Field(False, description="Let weight_decay work on embedding matrices too")
-
-
-class Schedule(Section):
-    """Learning rate as a function of the step."""
-
-    name: Literal["constant", "linear", "step", "cosine", "inverse_sqrt", "wsd"] = Field(
-        "cosine", description="Shape after warm-up"
-    )
-    warmup: Length = Field(0, description="Linear warm-up: steps (100), fraction of the run (0.1) or '2 epochs'")
-    final_lr_scale: Fraction = Field(
-        0.1, description="Last learning rate as a share of the peak, for linear, cosine and wsd"
-    )
-    step_size: Length = Field(0.3, description="Distance of the drops of `step`: steps, fraction or epochs")
-    gamma: Fraction = Field(0.1, description="Factor at each drop of `step`")
-    decay: Length = Field(0.2, description="Decay at the end of wsd (warmup-stable-decay): steps, fraction or epochs")
-
-
-class Evaluation(Section):
-    """Evaluation on the validation split during training; it always runs at the end."""
-
-    every_steps: Positive | None = Field(None, description="Steps between evaluations; null: only at the end")
-    batch_size: Positive = Field(16, description="Windows in one forward pass")
-    max_windows: Positive | None = Field(None, description="Score this many windows, spread evenly; null: all")
-
-
-class Checkpoint(Section):
-    """When the state of the run is saved; it always is at the end."""
-
-    every_steps: Positive | None = Field(None, description="Steps between checkpoints; null: only at the end")
-    keep_last: Positive = Field(2, description="Newest checkpoints to keep")
-    keep_best: Annotated[int, Field(ge=0)] = Field(0, description="Best checkpoints to keep besides, by best_metric")
-    best_metric: BestMetric = Field("loss", description="Value of the evaluations that tells which is best")
-    on_failed_save: Literal["stop", "go_on"] = Field(
-        "stop", description="What a save that fails does (disk full, I/O error); go_on trains on and tries the next"
-    )
-
-
-class Log(Section):
-    """Lines in metrics.ndjson."""
-
-    every_steps: Positive = Field(10, description="Steps between lines")
-
-
-class TrainConfig(StageConfig):
-    """Keys of scripts/train.py."""
-
-    output_dir: NonEmpty = Field(description="Run folder; a run that stands there goes on (see resume)")
-    seed: int = Field(0, description="Seed of weights, order and dropout")
-    dry_run: bool = Field(False, description="Print what would run and stop; nothing is written")
-    resume: NonEmpty = Field(
-        "auto", description="auto: go on if there is a checkpoint; never: refuse if so; or a checkpoint's path"
-    )
-    allow_drift: list[NonEmpty] = Field(
-        [], description="Keys that may differ from the checkpoint's when a run goes on, such as training.max_steps"
-    )
-    model: Model
-    data: Data
-    training: Training
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
-
-    @model_validator(mode="after")
-    def _best_is_evaluated(self) -> "TrainConfig":
-        saved, evaluated, best = self.checkpoint.every_steps, self.evaluation.every_steps, self.checkpoint.keep_best
-        if best and self.data.validation_split is None:
-            raise ValueError(
-                f"checkpoint.keep_best = {best} needs data.validation_split. Name one, or set keep_best = 0."
-            )
-        if best and (not saved or not evaluated or evaluated % saved):
-            shown = ["null" if steps is None else steps for steps in (evaluated, saved)]
-            raise ValueError(
-                f"checkpoint.keep_best = {best} needs a checkpoint of each step that is evaluated, but "
-                f"evaluation.every_steps = {shown[0]} is not a multiple of checkpoint.every_steps = {shown[1]}. "
-                "Make it one, or set keep_best = 0."
-            )
-        if best and self.checkpoint.best_metric == "bits_per_byte" and self.evaluation.max_windows is not None:
-            raise ValueError(
-                "checkpoint.best_metric = bits_per_byte needs evaluation.max_windows = null: a part of the split has "
-                "none. Or take loss."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _tokens_of_a_step_known(self) -> "TrainConfig":
-        if self.training.max_tokens is not None and self.data.packing == "group_by_length":
-            raise ValueError(
-                f"training.max_tokens = {self.training.max_tokens} does not go with data.packing = group_by_length,"
-                " whose steps differ in tokens. Use training.max_epochs or training.max_steps."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_accumulation(self) -> "TrainConfig":
-        micro, total = self.training.micro_batch_size, self.training.global_batch_size
-        if total % micro:
-            raise ValueError(
-                f"training.global_batch_size = {total} is not a multiple of training.micro_batch_size = {micro}. "
-                f"Try global_batch_size = {(total // micro + 1) * micro}."
-            )
-        return self
-
-
 class EvaluateConfig(StageConfig):
     """Keys of scripts/evaluate.py."""
 
@@ -474,7 +273,7 @@ class EvaluateConfig(StageConfig):
     batch_size: Positive = Field(16, description="Windows in one forward pass; does not change the numbers")
     max_windows: Positive | None = Field(None, description="Score this many windows, spread evenly; null: all")
     compression: bool = Field(False, description="Report zlib -9 and lzma bits per byte of the same documents too")
-    device: Literal["auto", "cpu", "cuda"] = _DEVICE
+    device: Literal["auto", "cpu", "cuda"] = DEVICE
 
     @model_validator(mode="after")
     def _compression_needs_all(self) -> "EvaluateConfig":
@@ -495,7 +294,7 @@ class GenerateConfig(StageConfig):
         None, description="Draw from the likeliest tokens of this total probability"
     )
     seed: int = Field(0, description="Seed of the draws")
-    device: Literal["auto", "cpu", "cuda"] = _DEVICE
+    device: Literal["auto", "cpu", "cuda"] = DEVICE
 
     @model_validator(mode="after")
     def _sampling(self) -> "GenerateConfig":
@@ -506,6 +305,18 @@ class GenerateConfig(StageConfig):
         if 0 < self.temperature < 1e-4:
             raise ValueError(f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy.")
         return self
+
+
+class ExportConfig(StageConfig):
+    """Keys of scripts/export_model.py."""
+
+    checkpoint: NonEmpty = Field(description="Checkpoint, model, adapter or run folder, or any local adapter folder")
+    output_dir: NonEmpty = _output("the model")
+    overwrite: bool = _OVERWRITE
+    base: str | None = Field(None, description="Where the adapter's base lies now; null: where its manifest says")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of the weights; the adapter is added in float32 and the sum is rounded"
+    )
 
 
 class VerifyConfig(StageConfig):

@@ -148,7 +148,7 @@ class Tokenizer:
     def _strips(self) -> bool:
         """Whether white space at both ends of a text is dropped."""
         if self.processor is not None:
-            return _model_of(self.processor).normalizer_spec.remove_extra_whitespaces
+            return model_of(self.processor).normalizer_spec.remove_extra_whitespaces
         settings = _settings_without_vocabulary(self.backend)
         return any(step["type"] == "Strip" and step["strip_left"] for step in _steps(settings["normalizer"]))
 
@@ -236,7 +236,7 @@ def _steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield step
 
 
-def _model_of(processor: sentencepiece.SentencePieceProcessor) -> Any:
+def model_of(processor: sentencepiece.SentencePieceProcessor) -> Any:
     """The protocol buffer of a sentencepiece model."""
     from sentencepiece import sentencepiece_model_pb2
 
@@ -247,7 +247,7 @@ def _model_of(processor: sentencepiece.SentencePieceProcessor) -> Any:
 
 def _without_dummy_prefix(loaded: Tokenizer) -> Tokenizer | None:
     assert loaded.processor is not None
-    model = _model_of(loaded.processor)
+    model = model_of(loaded.processor)
     if not model.normalizer_spec.add_dummy_prefix:
         return None
     model.normalizer_spec.add_dummy_prefix = False

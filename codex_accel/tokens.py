@@ -178,7 +178,7 @@ class TokenStore:
             raise UserError(f"{folder}: has no split {split!r}. Choose from: {', '.join(there) or 'none'}.")
         self._batches = [batch for path in paths for batch in _open(path)]
         self._values = [_list_values(batch.column("input_ids")) for batch in self._batches]
-        lengths = [np.diff(batch.column("input_ids").offsets.to_numpy()) for batch in self._batches]
+        lengths = [np.diff(_numbers(batch.column("input_ids").offsets)) for batch in self._batches]
         self._first_document = np.cumsum([0, *map(len, lengths)])  # of each batch
         self.lengths = np.concatenate(lengths).astype(np.int64)  # (num_documents,)
         self.document_starts = np.concatenate([[0], np.cumsum(self.lengths)])  # (num_documents + 1,) into the row
@@ -250,7 +250,16 @@ def _open(path: Path) -> list[pa.RecordBatch]:
 
 
 def _list_values(column: pa.ListArray) -> np.ndarray:
-    return column.values.to_numpy(zero_copy_only=True)
+    return _numbers(column.values)
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    """A view of whole numbers (N,) without nulls; `Array.to_numpy` would import pandas, a second at every start."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    buffer = array.buffers()[1]
+    if buffer is None:  # of no numbers
+        return np.empty(0, dtype)
+    return np.frombuffer(buffer, dtype)[array.offset : array.offset + len(array)]
 
 
 def lengths_of(folder: Path, split: str) -> Iterator[np.ndarray]:
@@ -259,4 +268,4 @@ def lengths_of(folder: Path, split: str) -> Iterator[np.ndarray]:
     for unit in sorted(int(unit) for name, _, unit in names if name == split):
         with pa.OSFile(str(folder / shard_name(split, unit))) as stream:  # a map of it all would count as memory
             for batch in pa.ipc.open_stream(stream):
-                yield np.diff(batch.column("input_ids").offsets.to_numpy()).astype(np.int64)
+                yield np.diff(_numbers(batch.column("input_ids").offsets)).astype(np.int64)

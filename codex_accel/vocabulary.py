@@ -16,7 +16,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from codex_accel import byte_pairs, files, pieces
+from codex_accel import byte_pairs, chat, files, pieces, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.records import Part
 from codex_accel.schema import TokenizerConfig
@@ -24,7 +24,7 @@ from codex_accel.sources import FileFacts
 
 VERSION = 2  # of what a training writes: another one is another input digest
 # Keys that do not change what a training gives, and those whose content is digested apart.
-NOT_INPUT = {"output_dir", "overwrite", "dry_run", "sources", "verify", "allow_network"}
+NOT_INPUT = {"output_dir", "overwrite", "dry_run", "sources", "verify", "allow_network", "base", "chat_template"}
 
 MAX_WORDS = 1 << 21  # distinct words that unigram counts at once, about 300 MB
 # sentencepiece writes each word out as often as it counts, at 20 to 30 bytes of memory a byte.
@@ -293,12 +293,36 @@ def save(trained: Trained, folder: Path, config: TokenizerConfig) -> None:
         (folder / "tokenizer.model").write_bytes(trained.sentencepiece_model)
 
 
+def chat_template(config: TokenizerConfig) -> str | None:
+    """The text of the file `chat_template`; None if none is given. Raises: UserError if it is no chat template."""
+    if config.chat_template is None:
+        return None
+    try:
+        text = Path(config.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"'{config.chat_template}' cannot be read as UTF-8 text ({error}). Give a file with a Jinja template."
+        raise UserError(config.problem("chat_template", what)) from error
+    chat.template(text, (), where=config.chat_template)
+    return text
+
+
 def input_digest(config: TokenizerConfig, inventory: Sequence[FileFacts]) -> str:
     """SHA-256 over everything that the tokenizer follows from: settings, and files with how they are read."""
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_INPUT}
     read = [[facts.sha256, _reading(facts)] for facts in inventory]
-    document = {"version": VERSION, "settings": keys, "files": read}
+    document = {"version": VERSION, "settings": keys, "files": read, **given_besides(config)}
     return files.sha256_bytes(json.dumps(document, sort_keys=True).encode())
+
+
+def given_besides(config: TokenizerConfig) -> dict[str, Any]:
+    """Digests of what is taken over as it is: the files of the base, and the chat template."""
+    found: dict[str, Any] = {}
+    if config.base is not None:
+        paths = [Path(config.base, name) for name in tokenizer.FILES]
+        found["base"] = {path.name: files.sha256_file(path) for path in paths if path.is_file()}
+    if config.chat_template is not None:
+        found["chat_template"] = files.sha256_file(Path(config.chat_template))
+    return found
 
 
 def _reading(facts: FileFacts) -> dict[str, Any]:
@@ -313,6 +337,8 @@ def changes(document: dict[str, Any], config: TokenizerConfig, inventory: Sequen
         for key, value in now.items()
         if key not in NOT_INPUT and before.get(key) != value
     ]
+    given = given_besides(config)
+    found += [f"{key} is another" for key in ("base", "chat_template") if document["facts"].get(key) != given.get(key)]
     known = {source["sha256"] for source in document["sources"]}
     found += [f"'{facts.raw.path}' is new or has changed" for facts in inventory if facts.sha256 not in known]
     present = {facts.sha256 for facts in inventory}

@@ -19,7 +19,8 @@ from typing import Any
 
 from codex_accel import cli, files, manifest, offline, retention, run_folder
 from codex_accel.errors import UserError
-from codex_accel.schema import Checkpoint, CheckpointsConfig
+from codex_accel.schema import CheckpointsConfig
+from codex_accel.train_schema import Checkpoint
 from codex_accel.yaml_reader import read_yaml
 
 

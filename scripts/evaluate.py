@@ -5,7 +5,8 @@ examples:
   python scripts/evaluate.py --checkpoint DIR file.path=book.txt file.unit=file --output-dir runs/book
   accelerate launch scripts/evaluate.py --checkpoint DIR --output-dir runs/test
 
-The checkpoint may be any local `from_pretrained` folder. One without a manifest is hashed and named as unverified.
+The checkpoint may be any local `from_pretrained` folder, or an adapter, which is merged into its base first. A folder
+without a manifest is hashed and named as unverified.
 """
 
 import math
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from codex_accel import documents as documents_
-    from codex_accel import evaluation, metrics, processes, report, run
+    from codex_accel import evaluation, merging, metrics, processes, report, run
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.tokens import TokenStore
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = {"add_bos": config.add_bos, "add_eos": config.add_eos}
         documents = list(documents_.from_files(raw_files, tokenizer, **options))
         lengths = [len(document.input_ids) for document in documents]
-    model = models.load(folder).to(accelerator.device)
+    model = models.load(folder, verify=config.verify).to(accelerator.device)
     longest = getattr(model.config, "max_position_embeddings", None)
     context_length = config.context_length or longest or 1024
     if longest is not None and context_length > longest:
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(config.problem("compression", what))
             values["compression"] = metrics.compressed_bits_per_byte(texts)
         parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
+        bases = [manifest.as_parent(path) for path in merging.unnamed_bases(folder)]
         document = {
             "metrics": values,
             "counts": {
@@ -138,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 final=final,
                 payload=report.PAYLOAD,
                 config=config,
-                parents=parents + manifest.parents_of_sources(raw.path for raw in raw_files),
+                parents=parents + bases + manifest.parents_of_sources(raw.path for raw in raw_files),
                 sources=[records.describe(raw) for raw in raw_files],
                 facts={"metrics": values, **speed},
             )

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.device == "cuda" and not cuda:
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     device = "cuda" if cuda and config.device != "cpu" else "cpu"
-    model = models.load(folder).to(device).eval()
+    model = models.load(folder, verify=config.verify).to(device).eval()
     result = generation.generate(model, tokenizers.load(folder, key="checkpoint"), config)
     print(config.prompt + result["text"])
     return 0

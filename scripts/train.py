@@ -15,16 +15,20 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from codex_accel import cli, files, identity, manifest, offline, preemption, provenance, run_folder
+from codex_accel import (
+    callbacks, cli, compiler, files, identity, manifest, offline, optim, plugins, preemption, provenance, run_folder,
+    seeds, starts, tracking,
+)  # fmt: skip
 from codex_accel import config as configuration
 from codex_accel.events import LineLog, event
-from codex_accel.schema import TrainConfig
+from codex_accel.train_schema import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage, alone in its run folder and listening to signals; returns the exit code."""
-    config = cli.parse(TrainConfig, argv, doc=__doc__, stage="train")
+    config = compiler.resolve(starts.resolve(cli.parse(TrainConfig, argv, doc=__doc__, stage="train")))
     offline.enforce(allow_network=config.allow_network)
     run_dir = Path(config.output_dir)
     if identity.is_complete(config, run_dir):
@@ -47,43 +51,35 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     # === names: everything in the config that can be checked before a heavy import ===================================
     training, dataset_dir = config.training, Path(config.data.dataset)
     dataset_manifest = manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="data.dataset")
-    start_dir = None
-    if config.model.path is not None:
-        start_dir = manifest.find_model(Path(config.model.path), verify=config.verify, key="model.path")
+    start_dir = starts.find(config)
+    called = callbacks.load(config)
+    optim.require(config)
+    tracking.require(config)
 
     # === run: processes, precision, the logs =========================================================================
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin as Accumulation
 
     from codex_accel import (
-        checkpoint,
-        evaluation,
-        loss,
-        optim,
-        packing,
-        processes,
-        progress,
-        run,
-        schedule,
-        seeds,
-    )
+        checkpoint, evaluation, forecast, loss, packing, probes, processes, progress, run, schedule, telemetry,
+        throughput,
+    )  # fmt: skip
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.tokens import TokenStore
 
     accumulation_steps = run.accumulation_steps(config)
     processes.require_installed_engine()
+    window = Accumulation(num_steps=accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else two processes without a GPU would not find each other
+        cpu=run.on_cpu(config),  # else two processes without a GPU would not find each other
         mixed_precision=training.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
-        ),
+        dynamo_backend="no",  # it would wrap the model, whose weights would have other names: see `compiler`
+        gradient_accumulation_plugin=window,
     )
-    processes.require_engine(accelerator)
-    if training.deterministic:
-        run.set_deterministic()
+    processes.fit_engine(accelerator, config)
+    run.set_kernels(config, accelerator)
     main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
     writes = main_process and not config.dry_run
     metrics = LineLog(run_dir / run_folder.METRICS, enabled=writes)
@@ -93,31 +89,27 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
     tokenizer = tokenizers.load(tokenizer_dir)
     if start_dir is not None and tokenizers.defining_files(start_dir):
-        run.require_same_tokenizer(start_dir, dataset_dir, key="data.dataset")
+        run.require_fitting_tokenizer(start_dir, dataset_dir, key="data.dataset")
     blocks = packing.build(config, TokenStore(dataset_dir, config.data.train_split))
     max_steps, steps_per_epoch = run.length(config, num_blocks=len(blocks))
     lr_schedule = schedule.build(config.schedule, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
-    validation = None
-    if config.data.validation_split is not None:
-        validation = TokenStore(dataset_dir, config.data.validation_split)
-        all_windows = evaluation.plan_windows(validation.lengths, context_length=config.data.block_size, stride=None)
-        windows = evaluation.choose(all_windows, config.evaluation.max_windows)
-        validation_bytes = evaluation.total_bytes(validation) if len(windows) == len(all_windows) else None
+    validation_sets = evaluation.validation_sets(config)
 
     # === model: weights and optimizer, prepared for the engine =======================================================
-    model = models.build(config, tokenizer, start=start_dir).to(device)
-    models.require_causal(model, config)
+    model = models.build(config, tokenizer, start=start_dir, device=device)
+    probes.require_causal(model, config)
     plan = blocks.facts()
     if config.data.isolate_documents and plan["blocks_with_boundary"]:
-        models.require_isolation(model, config)
-    loss_plan = models.loss_chunks(model, config, mixed_precision=accelerator.mixed_precision)
+        probes.require_isolation(model, config, blocks.with_boundary())
+    loss_plan = probes.loss_chunks(model, config, mixed_precision=accelerator.mixed_precision)
     parents = run.parents(dataset_dir, tokenizer_dir, start_dir)
     who = identity.of(config, dataset_manifest, parents, model, mixed_precision=accelerator.mixed_precision)
     identity.require_known_drift(config, who)
-    optimizer = optim.build(config.optimizer, model)
+    optimizer = optim.build(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     checkpoint.register_hooks(accelerator)
+    speed = throughput.Meter(bare_model, accelerator, block_size=config.data.block_size)
     facts = {
         **models.count_parameters(bare_model),
         "max_steps": max_steps,
@@ -133,32 +125,45 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     }
     if main_process:
         run.print_start(config, facts)
-    if config.dry_run:
-        return 0
 
     # === resume: from the newest whole checkpoint, decided by the main process =======================================
     state = checkpoint.TrainerState()
-    chosen = processes.from_main(accelerator, lambda: run.find_start(config, run_dir, events))
+    chosen = None
+    if config.dry_run:  # a few steps of the same loop, of which nothing is written
+        called = forecast.watch(config, accelerator, bare_model, optimizer)
+    else:
+        chosen = processes.from_main(accelerator, lambda: run.find_start(config, run_dir, events))
     if chosen is not None:
         state, saved_identity = checkpoint.stored_state(chosen)
         identity.require_same(chosen, saved_identity, who, allowed=config.allow_drift)  # before weights that do not fit
         checkpoint.load(accelerator, chosen)
         parents = [*parents, *run.branch_parents(chosen, run_dir)]
         if not run_folder.is_own(chosen, run_dir):
-            state.metrics_bytes = 0  # of the other run's log
-    processes.from_main(accelerator, lambda: run.cut_back(config, metrics, events, state))
-    if main_process:
+            state.metrics_bytes, state.end_reason = 0, ""  # of the other run
+    if not config.dry_run:
+        processes.from_main(accelerator, lambda: run.cut_back(config, metrics, events, state))
+    if writes:
         (run_dir / preemption.MARKER).unlink(missing_ok=True)
         files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
-        document = {**facts, "parents": parents, "provenance": provenance.collect()}
+        document = {**facts, "parents": parents, "plugins": plugins.used(config), "provenance": provenance.collect()}
         files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
         kind, place = ("resume", str(chosen)) if chosen else ("start", None)
         event(events, kind, f"step {state.step} of {max_steps}", checkpoint=place)
         print(f"{kind:<7} {f'{place}, ' if place else ''}step {state.step}", flush=True)
 
     # === loop: every step is a function of its number =================================================================
+    def write_line(split: str, **values: float | int | None) -> None:
+        metrics.write({"step": state.step, "split": split, **values})
+        track({"step": state.step, "split": split, **values})
+
+    def call(name: str, **values: Any) -> None:
+        now = callbacks.Moment(name, state, values, config, bare_model, tokenizer, events, steps_per_epoch, elapsed_s())
+        state.end_reason = callbacks.call(called, now, accelerator)
+
     def save() -> None:
         nonlocal saved_step
+        if config.dry_run:
+            return
         state.elapsed_s = elapsed_s()
         try:
             checkpoint.save(
@@ -179,6 +184,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         event(events, "save", f"step {state.step}")
         if main_process:
             run.prune(config, run_dir, events)
+        call("on_save", checkpoint=str(run_folder.checkpoint_path(run_dir, state.step)))
 
     def listen(done: int, total: int) -> None:
         show(state.step, f"evaluation {done}/{total}")
@@ -186,21 +192,26 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
             raise preemption.Preempted
 
     def evaluate() -> None:
-        assert validation is not None
         evaluated_model = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-        scores = evaluation.score(
-            evaluated_model,
-            validation,
-            windows,
-            batch_size=config.evaluation.batch_size,
-            device=device,
-            process_index=accelerator.process_index,
-            num_processes=num_processes,
-            between_batches=listen,
-        )
-        scores = processes.sum_over_processes(accelerator, scores)
-        values = evaluation.summarize(scores, num_bytes=validation_bytes)
-        metrics.write({"step": state.step, "split": config.data.validation_split, **values})
+        lines = []
+        for held_out in validation_sets:
+            scores = evaluation.score(
+                evaluated_model,
+                held_out.store,
+                held_out.windows,
+                batch_size=config.evaluation.batch_size,
+                device=device,
+                process_index=accelerator.process_index,
+                num_processes=num_processes,
+                between_batches=listen,
+            )
+            scores = processes.sum_over_processes(accelerator, scores)
+            lines.append((held_out.split, evaluation.summarize(scores, num_bytes=held_out.num_bytes)))
+        for split, values in lines:  # only now: a signal in between leaves no half evaluation in the log
+            write_line(split, **values)
+        state.evaluated_step = state.step
+        for split, values in lines:
+            call("on_evaluate", split=split, **values)
 
     def at_last_step() -> bool:
         return training.stop_at_step is not None and state.step >= training.stop_at_step
@@ -211,24 +222,30 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     def elapsed_s() -> float:
         return elapsed_before_s + time.monotonic() - started
 
-    started, elapsed_before_s = time.monotonic(), state.elapsed_s
+    elapsed_before_s = state.elapsed_s
     num_micro_batches, parameters = training.global_batch_size // training.micro_batch_size, list(model.parameters())
-    sum_of_losses = loss.from_logits
-    if loss_plan["chunk_rows"]:
-        sum_of_losses = loss.in_head(bare_model.get_output_embeddings(), chunk_rows=loss_plan["chunk_rows"])
+    sum_of_losses = loss.of(bare_model, config, chunk_rows=loss_plan["chunk_rows"])
     max_grad_norm = training.max_grad_norm if training.max_grad_norm is not None else math.inf
-    saved_step, num_fed, logged_s = state.step if chosen else -1, 0, started
+    saved_step = state.step if chosen else -1
     out_of_time = training.max_time_s is not None and elapsed_before_s >= training.max_time_s
     try:
-        with progress.bar("train", total=max_steps, done=state.step, unit="steps") as show:
+        with (
+            tracking.started(config, accelerator, run_dir, events, step=state.step) as track,
+            progress.bar("train", total=max_steps, done=state.step, unit="steps") as show,
+            telemetry.sampling(config, run_dir, track, step=lambda: state.step, enabled=writes),
+        ):
+            started = speed.start()  # trackers may take seconds to begin
             if processes.any_process(accelerator, told_to_stop()):
                 raise preemption.Preempted
             while True:
                 # evaluation comes before the step and after the save, so a run that resumes here makes it again
-                last = state.step >= max_steps or out_of_time
+                last = state.step >= max_steps or out_of_time or bool(state.end_reason)
                 due = config.evaluation.every_steps is not None and state.step % config.evaluation.every_steps == 0
-                if validation is not None and (last or (due and state.step > 0)):
+                if (last or (due and state.step > 0)) and state.evaluated_step < state.step and not config.dry_run:
                     evaluate()
+                if not last and state.end_reason:  # by that evaluation, so this step may have no checkpoint
+                    last = True
+                    save()
                 if last:
                     break
 
@@ -238,13 +255,13 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                 ).reshape(num_micro_batches, training.micro_batch_size)
                 mine = range(accelerator.process_index, num_micro_batches, num_processes)
                 micro_batches = [(number, blocks.batch(indices[number])) for number in mine]
-                num_fed += sum(batch.input_ids.size for _, batch in micro_batches)
+                speed.add(sum(batch.input_ids.size for _, batch in micro_batches))
                 num_targets = processes.sum_int(accelerator, sum(batch.num_targets for _, batch in micro_batches))
                 # backward divides by the accumulation count and DDP by the processes: both are undone here
                 scale = accumulation_steps * num_processes / max(1, num_targets)
                 learning_rate = config.optimizer.learning_rate * lr_schedule.scale_at(state.step)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
+                    group["lr"] = learning_rate * group["rate_scale"]
 
                 model.train()
                 loss_sum = torch.zeros((), device=device)
@@ -264,35 +281,33 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                 optimizer.zero_grad()
                 if not finite:
                     run.on_nonfinite(config, events, step=state.step, grad_norm=grad_norm, saved_step=saved_step)
-                state.num_skipped += not finite or optimizer.step_was_skipped
+                state.num_skipped += not (finite and math.isfinite(grad_norm))
                 state.num_target_tokens += num_targets
                 state.step += 1
 
                 # a line of metrics; the loss is this step's, over all processes
                 late = training.max_time_s is not None and elapsed_s() >= training.max_time_s
                 out_of_time = processes.any_process(accelerator, late)
+                values = {"learning_rate": learning_rate, "grad_norm": grad_norm}
                 if state.step % config.log.every_steps == 0 or state.step == max_steps or out_of_time:
                     step_loss = processes.sum_float(accelerator, loss_sum) / max(1, num_targets)
-                    now = time.monotonic()
-                    tokens_per_s = processes.sum_int(accelerator, num_fed) / (now - logged_s)
-                    num_fed, logged_s = 0, now
-                    values = {"loss": step_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
                     counts = {"epoch": state.step / steps_per_epoch, "num_target_tokens": state.num_target_tokens}
-                    times = {"tokens_per_s": tokens_per_s, "elapsed_s": elapsed_s()}
-                    metrics.write({"step": state.step, "split": "train", **values, **counts, **times})
-                    show(state.step, f"loss {step_loss:.4f}  {tokens_per_s:,.0f} tokens/s")
+                    values = {"loss": step_loss, **values, **counts, **speed.rates(), "elapsed_s": elapsed_s()}
+                    write_line("train", **values)
+                    show(state.step, progress.note(values, device))
+                call("on_step", **values)
 
                 # save, stop
                 stop = processes.any_process(accelerator, told_to_stop())
                 due = config.checkpoint.every_steps is not None and state.step % config.checkpoint.every_steps == 0
-                if due or stop or out_of_time or state.step == max_steps:
+                if due or stop or out_of_time or state.end_reason or state.step == max_steps:
                     save()
                 if stop:
                     raise preemption.Preempted
     except preemption.Preempted:
         if state.step > max(saved_step, 0):
             save()
-        if main_process:
+        if writes:
             reason = listener.reason or ("training.stop_at_step" if at_last_step() else "another process")
             preemption.write_marker(run_dir, step=max(saved_step, 0), reason=reason)
             event(events, "preempted", f"step {state.step}", reason=reason)
@@ -304,7 +319,13 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     finally:
         processes.settle(accelerator)
 
+    if config.dry_run:
+        forecast.show(config, facts, called, accelerator)
+        processes.end(accelerator)
+        return 0
+
     # === finish: a plain folder for everybody else ====================================================================
+    call("on_end")
     weights = accelerator.get_state_dict(model)
     if main_process:
         metrics.sync()
@@ -318,7 +339,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
             parents=parents,
             facts={"step": state.step, **models.count_parameters(bare_model)},
         )
-        event(events, "end", f"step {state.step}", manifest_digest=digest)
+        event(events, "end", f"step {state.step}", reason=state.end_reason, manifest_digest=digest)
         events.sync()
         run.print_end(run_dir, state, digest)
     processes.end(accelerator)

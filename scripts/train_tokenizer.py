@@ -1,9 +1,10 @@
-"""Train a tokenizer on raw files.
+"""Train a tokenizer on raw files, or add special tokens to one.
 
 examples:
   python scripts/train_tokenizer.py --config configs/quickstart/train_tokenizer.yaml
   python scripts/train_tokenizer.py --config configs/shakespeare_char/train_tokenizer.yaml vocab_size=64
   python scripts/train_tokenizer.py --config my.yaml type=sentencepiece algorithm=bpe --dry-run
+  python scripts/train_tokenizer.py base=models/gpt2 special_tokens.additional='[<|im_end|>]' output_dir=runs/chat
 
 The folder that it writes loads with `AutoTokenizer.from_pretrained`. With the same input and settings it is not trained
 again.
@@ -23,12 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline.enforce(allow_network=config.allow_network)
 
     # --- inputs, all checked and hashed before any work --------------------------------------------------------------
-    from codex_accel import manifest, progress, records, sources, tokenizer, vocabulary
+    from codex_accel import added_tokens, manifest, progress, records, sources, tokenizer, vocabulary
 
     final = Path(config.output_dir)
     files.require_free(final, overwrite=True)
     raw_files = sources.resolve(config.sources, config_problem=config.problem)
+    base = added_tokens.base_of(config)
+    template = vocabulary.chat_template(config)
     parents = manifest.parents_of_sources(raw.path for raw in raw_files)
+    if base is not None:
+        parents = [manifest.as_parent(base.folder)]
     inventory = [sources.inventory(raw, unit_bytes=1 << 62) for raw in raw_files]
     num_bytes = sum(facts.size for facts in inventory)
     input_digest = vocabulary.input_digest(config, inventory)
@@ -44,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known is not None and not why:
         why = f"was trained on other input or settings: {'; '.join(vocabulary.changes(known, config, inventory))}."
     if config.dry_run:
+        if base is not None:
+            print(f"{base.folder}: {base.vocab_size} ids, {len(config.special_tokens.additional)} to add")
         for facts in inventory:
             print(f"{facts.size:>15,} bytes  {facts.raw.format:<7}  sha256 {facts.sha256[:12]}  {facts.raw.path}")
-        print(f"{len(inventory)} files, {num_bytes:,} bytes, type {config.type}, {config.vocab_size} ids at most")
+        if base is None:
+            print(f"{len(inventory)} files, {num_bytes:,} bytes, type {config.type}, {config.vocab_size} ids at most")
         print(f"{final} {why or 'does not exist yet.'} Nothing was written.")
         return 0
     if known is not None and not config.overwrite:
@@ -70,19 +78,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                     yield "".join(part.text for part in record.parts)
                 done += facts.size
 
-    trained = vocabulary.train(config, texts())
-    if not any(num_records):
+    trained = vocabulary.train(config, texts()) if base is None else None
+    if trained is not None and not any(num_records):
         raise UserError(config.problem("sources", "hold no record, only blank lines. Check the files."))
 
     # --- the folder --------------------------------------------------------------------------------------------------
     with files.staged_folder(final, overwrite=config.overwrite) as folder:
-        vocabulary.save(trained, folder, config)
+        if trained is not None:
+            vocabulary.save(trained, folder, config)
+        if base is not None:
+            added_tokens.save_extended(base, folder, config)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         loaded = tokenizer.load(folder)
         digest = manifest.seal(
             folder,
             kind="tokenizer",
             final=final,
-            payload=tokenizer.PAYLOAD,
+            payload=tokenizer.FILES,
             config=config,
             parents=parents,
             sources=[
@@ -96,16 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for facts, number in zip(inventory, num_records, strict=True)
             ],
             facts={
-                "type": config.type,
+                "type": config.type if base is None else "base",
                 "vocab_size": loaded.vocab_size,
                 "trained_on_bytes": num_bytes,
                 "input_digest": input_digest,
                 "engine": loaded.engine,
-                **trained.facts,
+                **(trained.facts if trained is not None else {}),
+                **vocabulary.given_besides(config),
             },
         )
-    print(f"tokenizer  {final}  {loaded.vocab_size} ids from {num_bytes / 1e6:.1f} MB, encodes with {loaded.engine}")
-    if left_out := {name: count for name, count in trained.facts.items() if "left_out" in name and count}:
+    made_of = f"from {num_bytes / 1e6:.1f} MB" if base is None else f"{base.vocab_size} of them of {base.folder}"
+    print(f"tokenizer  {final}  {loaded.vocab_size} ids {made_of}, encodes with {loaded.engine}")
+    facts_left = trained.facts.items() if trained is not None else ()
+    if left_out := {name: count for name, count in facts_left if "left_out" in name and count}:
         print("not used   " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()))
     print(f"manifest   {digest}")
     return 0

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import faults
+import hypothesis
 import pytest
 
 from codex_accel.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("suite")
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # tiny models: a second thread costs more than it gives
 
 

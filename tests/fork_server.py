@@ -23,6 +23,7 @@ offline.enforce(allow_network=False)
 
 # ruff: noqa: E402
 import faults
+import peft  # noqa: F401
 import torch
 import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama

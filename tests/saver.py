@@ -20,7 +20,7 @@ from codex_accel import model as models
 from codex_accel import run as training_run
 from codex_accel import tokenizer as tokenizers
 from codex_accel.events import LineLog
-from codex_accel.schema import Checkpoint, Data, Model, Optimizer, TrainConfig, Training
+from codex_accel.train_schema import Checkpoint, Data, Model, TrainConfig, Training
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 8}
 # What a file-changing call goes through in pure Python, for `--kill-at` without a compiler.
@@ -44,7 +44,7 @@ class Run:
             training=Training(max_steps=1),
         )
         model = models.build(self.config, tokenizers.load(tokenizer), start=None)
-        self.model, self.optimizer = self.accelerator.prepare(model, optim.build(Optimizer(), model))
+        self.model, self.optimizer = self.accelerator.prepare(model, optim.build(self.config, model))
         checkpoint.register_hooks(self.accelerator)
 
     def step(self) -> None:

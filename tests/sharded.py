@@ -23,7 +23,7 @@ from codex_accel import checkpoint, files, optim, processes, run_folder, seeds
 from codex_accel import model as models
 from codex_accel import tokenizer as tokenizers
 from codex_accel.events import LineLog
-from codex_accel.schema import Data, Model, Optimizer, TrainConfig, Training
+from codex_accel.train_schema import Data, Model, TrainConfig, Training
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16}
 
@@ -45,7 +45,7 @@ class Run:
         for layer in self.model.transformer.h:
             fully_shard(layer)
         fully_shard(self.model)
-        self.optimizer = optim.build(Optimizer(), self.model)
+        self.optimizer = optim.build(self.config, self.model)
 
     def train(self, step: int) -> float:
         """One step on a batch of this process's own; the loss is the mean over processes."""

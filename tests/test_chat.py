@@ -295,7 +295,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3 with blocks"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(contents=st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), min_size=2, max_size=5))
 def test_rendering_is_kept_and_special_tokens_are_as_many_as_the_template_has(name, contents):
     messages = turns(*contents)

@@ -20,7 +20,7 @@ from codex_accel import tokenizer as tokenizers
 from codex_accel.checkpoint import SaveFailed, TrainerState
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog
-from codex_accel.schema import Data, Model, Optimizer, TrainConfig, Training
+from codex_accel.train_schema import Data, Model, TrainConfig, Training
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
 # By hand: embeddings 512 x 16 and 16 x 16, a layer of 12 x 16 x 16 + 13 x 16, the last norm 2 x 16.
@@ -40,7 +40,7 @@ class Run:
         self.tokenizer = tokenizer
         self.config = CONFIG.model_copy(update={"seed": seed, "model": Model(config=model)})
         self.model = models.build(self.config, tokenizers.load(self.tokenizer), start=None)
-        self.model, self.optimizer = self.accelerator.prepare(self.model, optim.build(Optimizer(), self.model))
+        self.model, self.optimizer = self.accelerator.prepare(self.model, optim.build(self.config, self.model))
         checkpoint.register_hooks(self.accelerator)
         self.model(input_ids=torch.tensor([[1, 2, 3 + seed]])).logits.square().sum().backward()
         self.optimizer.step()

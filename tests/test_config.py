@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codex_accel import config as configuration
-from codex_accel import schema
+from codex_accel import schema, train_schema
 from codex_accel.config import RENAMED, StageConfig, keys_of, load, to_yaml, to_yaml_value
 from codex_accel.errors import UserError
 from codex_accel.yaml_reader import Reader
 
-ROOTS = [root for root in vars(schema).values() if isinstance(root, type) and root.__base__ is StageConfig]
+KEYS = vars(schema) | vars(train_schema)
+ROOTS = [root for root in KEYS.values() if isinstance(root, type) and root.__base__ is StageConfig]
 
 # What each root needs at least, with every section that a key can stand in.
 SOURCES: list[Any] = [{"path": "a.txt"}]
@@ -35,10 +36,12 @@ MINIMAL: dict[str, dict[str, Any]] = {
         "schedule": {},
         "evaluation": {},
         "checkpoint": {},
+        "tracking": {},
         "log": {},
     },
     "EvaluateConfig": {"checkpoint": "run", "output_dir": "out", "file": {"path": "a.txt"}},
     "GenerateConfig": {"checkpoint": "run"},
+    "ExportConfig": {"checkpoint": "run", "output_dir": "out"},
     "CheckpointsConfig": {"run": "run"},
     "ReplayConfig": {"checkpoint": "run"},
     "VerifyConfig": {"path": "out"},
@@ -203,7 +206,9 @@ def test_problems_of_every_sort_are_told_at_once(path):
         "output_dir: out\noutput_dir: again\nmodel: {path: base}\ndata:\n  dataset: 3\n  blok_size: 16\n"
         "training:\n  max_steps: ten\noptimizer:\n  learning_rate: .nan\nschedule: {name: cosin}\n"
     )
-    problems = refused(schema.TrainConfig, path, ("seed", "x"), ("log.every_steps", "0"), ("evaluation.nothing", "1"))
+    problems = refused(
+        train_schema.TrainConfig, path, ("seed", "x"), ("log.every_steps", "0"), ("evaluation.nothing", "1")
+    )
     expected = [
         f"{path}:2: output_dir: duplicate key, first given at {path}:1.",
         f"{path}:10: optimizer.learning_rate = .nan: must be a finite number.",
@@ -213,7 +218,7 @@ def test_problems_of_every_sort_are_told_at_once(path):
         f"{path}:6: data.blok_size: unknown key. Did you mean 'block_size'?",
         f"{path}:8: training.max_steps = 'ten': should be a valid integer, not str.",
         f"{path}:11: schedule.name = 'cosin': is not a choice. Did you mean 'cosine'?",
-        "command line: evaluation.nothing: unknown key. Choose from: every_steps, batch_size, max_windows.",
+        "command line: evaluation.nothing: unknown key. Choose from: every_steps, batch_size, max_windows,",
         "command line: log.every_steps = 0: should be greater than 0.",
     ]
     for start in expected:
@@ -223,9 +228,9 @@ def test_problems_of_every_sort_are_told_at_once(path):
 
 @pytest.mark.parametrize("old", sorted(RENAMED))
 def test_renamed_key_names_its_new_name(path, old):
-    values, dotted = placed(schema.TrainConfig, "optimizer.name", old, 1)
+    values, dotted = placed(train_schema.TrainConfig, "optimizer.name", old, 1)
     places = write(path, values)
-    assert refused(schema.TrainConfig, path) == [
+    assert refused(train_schema.TrainConfig, path) == [
         f"{path}:{places[dotted]}: {dotted}: unknown key; here it is called {RENAMED[old]}."
     ]
 
@@ -237,9 +242,9 @@ def test_renamed_keys_lead_to_keys_that_exist():
 
 
 def test_key_of_another_section_names_that_section(path):
-    values, _ = placed(schema.TrainConfig, "seed", "weight_decay", 0.0)
+    values, _ = placed(train_schema.TrainConfig, "seed", "weight_decay", 0.0)
     write(path, values)
-    (problem,) = refused(schema.TrainConfig, path)
+    (problem,) = refused(train_schema.TrainConfig, path)
     assert problem.endswith("weight_decay: unknown key here. Did you mean 'optimizer.weight_decay'?")
 
 
@@ -278,7 +283,7 @@ def test_key_of_another_section_names_that_section(path):
 )
 def test_value_out_of_range_is_refused(path, key, value, what):
     write(path, MINIMAL["TrainConfig"])
-    (problem,) = refused(schema.TrainConfig, path, (key, value))
+    (problem,) = refused(train_schema.TrainConfig, path, (key, value))
     assert problem.startswith(f"command line: {key} = ")
     assert what in problem
 
@@ -286,7 +291,7 @@ def test_value_out_of_range_is_refused(path, key, value, what):
 def test_accumulation_that_is_not_whole_is_refused_with_a_number_that_fits(path):
     write(path, MINIMAL["TrainConfig"])
     batches = [("training.micro_batch_size", "3"), ("training.global_batch_size", "8")]
-    (problem,) = refused(schema.TrainConfig, path, *batches)
+    (problem,) = refused(train_schema.TrainConfig, path, *batches)
     assert "training.global_batch_size = 8 is not a multiple of training.micro_batch_size = 3" in problem
     assert problem.endswith("Try global_batch_size = 9.")
 
@@ -297,17 +302,17 @@ def test_accumulation_that_is_not_whole_is_refused_with_a_number_that_fits(path)
 def test_best_checkpoints_that_are_never_evaluated_are_refused(path, saved, evaluated):
     write(path, MINIMAL["TrainConfig"])
     steps = [("checkpoint.every_steps", saved), ("evaluation.every_steps", evaluated)]
-    (problem,) = refused(schema.TrainConfig, path, ("checkpoint.keep_best", "2"), *steps)
+    (problem,) = refused(train_schema.TrainConfig, path, ("checkpoint.keep_best", "2"), *steps)
     assert "checkpoint.keep_best = 2 needs a checkpoint of each step that is evaluated" in problem
     assert "is not a multiple of checkpoint.every_steps" in problem
-    configuration.load(schema.TrainConfig, path=path, overrides=steps)  # without keep_best any two go together
+    configuration.load(train_schema.TrainConfig, path=path, overrides=steps)  # without keep_best any two go together
 
 
 @pytest.mark.parametrize(("saved", "evaluated"), [("4", "4"), ("4", "12"), ("1", "7")])
 def test_best_checkpoints_that_are_evaluated_may_be_kept(path, saved, evaluated):
     write(path, MINIMAL["TrainConfig"])
     steps = [("checkpoint.every_steps", saved), ("evaluation.every_steps", evaluated)]
-    found = configuration.load(schema.TrainConfig, path=path, overrides=[("checkpoint.keep_best", "2"), *steps])
+    found = configuration.load(train_schema.TrainConfig, path=path, overrides=[("checkpoint.keep_best", "2"), *steps])
     assert found.checkpoint.keep_best == 2
 
 
@@ -350,7 +355,7 @@ def test_long_value_is_shortened():
 
 def test_missing_file_names_its_near_neighbour(tmp_path):
     (tmp_path / "train.yaml").touch()
-    (problem,) = refused(schema.TrainConfig, tmp_path / "trian.yaml")
+    (problem,) = refused(train_schema.TrainConfig, tmp_path / "trian.yaml")
     assert problem.endswith(f"no such file. Did you mean '{tmp_path / 'train.yaml'}'?")
 
 
@@ -359,7 +364,7 @@ def test_float_and_text_are_read_as_they_look(path):
     path.write_text(path.read_text() + "  every_steps: 5\n")
     text = path.read_text().replace("optimizer: {}", "optimizer: {learning_rate: 3e-4}")
     path.write_text(text.replace("max_steps: 3", "max_steps: 3\n  mixed_precision: no").replace("log: {}", "log:"))
-    config = load(schema.TrainConfig, path=path)
+    config = load(train_schema.TrainConfig, path=path)
     assert config.optimizer.learning_rate == 0.0003
     assert config.training.mixed_precision == "no"
     assert config.log.every_steps == 5
@@ -377,7 +382,7 @@ def test_non_finite_number_is_refused_with_the_value_that_was_written(path, numb
 def test_tag_and_duplicate_key_are_refused_even_in_free_form_values(path):
     write(path, {**MINIMAL["TrainConfig"], "model": {"config": {"model_type": "llama"}}})
     path.write_text(path.read_text().replace('model_type: "llama"', "model_type: llama\n    a: !!int 3\n    a: 4"))
-    problems = refused(schema.TrainConfig, path)
+    problems = refused(train_schema.TrainConfig, path)
     assert [problem.partition(". ")[0] for problem in problems] == [
         f"{path}:5: tag tag:yaml.org,2002:int is not allowed",
         f"{path}:6: model.config.a: duplicate key, first given at {path}:5",
@@ -389,7 +394,7 @@ def test_tag_and_duplicate_key_are_refused_even_in_free_form_values(path):
 
 def test_command_line_wins_over_the_file(path):
     write(path, {**MINIMAL["TrainConfig"], "seed": 1})
-    config = load(schema.TrainConfig, path=path, overrides=[("seed", "2"), ("optimizer.betas", "[0.8, 0.9]")])
+    config = load(train_schema.TrainConfig, path=path, overrides=[("seed", "2"), ("optimizer.betas", "[0.8, 0.9]")])
     assert (config.seed, config.optimizer.betas) == (2, [0.8, 0.9])
 
 
@@ -446,7 +451,7 @@ def test_override_of_a_place_that_does_not_exist_is_refused(path, key):
 
 @pytest.mark.parametrize("key", ["", ".", "a..b", "²", "²=3", "9" * 5000, "sources.²", "seed.x", "model.path.0"])
 def test_odd_key_is_a_problem_and_not_a_crash(key):
-    assert refused(schema.TrainConfig, None, (key, "1"))
+    assert refused(train_schema.TrainConfig, None, (key, "1"))
 
 
 def test_value_that_is_not_yaml_is_shown_with_its_key():
@@ -492,7 +497,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=TEXTS,
     temperature=st.floats(1e-4, allow_infinity=False),
@@ -516,17 +521,17 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(TEXTS, JSON_VALUES, max_size=3))
 def test_any_model_configuration_survives_to_yaml(path, values):
-    section = schema.Model(config={**values, "model_type": "llama"})
+    section = train_schema.Model(config={**values, "model_type": "llama"})
     path.write_text(to_yaml(section), encoding="utf-8")
     reader = Reader("-", with_lines=True)
     assert reader.read(path.read_text(encoding="utf-8")) == section.model_dump()
     assert reader.problems == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(value=JSON_VALUES)
 def test_any_value_on_one_line_is_read_back(value):
     text = to_yaml_value(value)
@@ -552,7 +557,7 @@ def test_keys_unfold_sections_and_lists():
 
 
 def test_type_and_default_are_told_in_words():
-    keys = {key.key: (key.type, key.default) for key in keys_of(schema.TrainConfig)}
+    keys = {key.key: (key.type, key.default) for key in keys_of(train_schema.TrainConfig)}
     assert keys["output_dir"] == ("text", None)
     assert keys["training.max_steps"] == ("int|null", "null")
     assert keys["training.mixed_precision"] == ("no|bf16|fp16|null", "null")

@@ -286,7 +286,7 @@ def test_equal_reports_give_equal_pages(report):
 
 
 @pytest.mark.security
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=st.text(st.characters(), max_size=30) | st.sampled_from([HOSTILE, "<!--", "<![CDATA[", "\\.", "&#0;", ""]))
 def test_text_of_records_is_never_obeyed(text):
     source = dataset_page.render(make_report(text, examples={text: [example((text, "target"), file=text)]}))

@@ -28,7 +28,7 @@ def record(*parts: Part, line: int = 1) -> Record:
     return Record("a.jsonl", line, tuple(parts), None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=st.lists(PARTS, min_size=1, max_size=6), add_bos=st.booleans(), add_eos=st.booleans())
 def test_documents_are_begin_parts_end(loaded, drawn, add_bos, add_eos):
     """Against the definition, document by document."""

@@ -93,7 +93,7 @@ def test_offset_inside_a_line_drops_it_and_tells(log):
     assert lines(log) == [{"step": 0}]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.lists(st.dictionaries(st.text(max_size=4), st.one_of(st.text(max_size=9), st.integers())), max_size=4),
     offset=st.integers(0, 300),

@@ -13,7 +13,7 @@ from codex_accel import config as configuration
 from codex_accel import files, identity, manifest, run_folder
 from codex_accel.checkpoint import TRAINER_STATE
 from codex_accel.errors import UserError
-from codex_accel.schema import Model, Optimizer, Schedule, TrainConfig
+from codex_accel.train_schema import Model, Optimizer, Schedule, TrainConfig
 
 # --- what belongs to it -------------------------------------------------------------------------------------------
 
@@ -248,6 +248,17 @@ def test_drift_is_refused_in_a_table_and_goes_on_when_named(fork_server, tiny, s
     assert "step-000000002, step 2" in output
     steps = [line["step"] for line in metrics_of(run_dir) if line["split"] == "train"]
     assert steps == list(range(1, 5 if kind == "schedule" else 4))
+
+
+def test_a_setting_of_the_optimizer_that_is_let_drift_has_its_effect(fork_server, tiny, stopped, tmp_path):
+    """torch's load_state_dict brings back the settings of the parameter groups along with the moments."""
+    digests = []
+    for number, override in enumerate(("optimizer.weight_decay=0.1", "optimizer.weight_decay=9.0")):
+        run_dir = copy(stopped, tmp_path / str(number))
+        code, output = start(fork_server, tiny, run_dir, override, "allow_drift=[optimizer.weight_decay]")
+        assert code == 0, output
+        digests.append(files.sha256_file(run_dir / "final" / "model.safetensors"))
+    assert digests[0] != digests[1]
 
 
 def test_all_drift_stands_in_one_table_and_a_part_of_it_named_is_not_enough(fork_server, tiny, stopped, tmp_path):

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from codex_accel import files, loss, run_folder
-from codex_accel import model as models
+from codex_accel import files, loss, probes, run_folder
 from codex_accel.errors import UserError
 from codex_accel.loss import sum_by_chunks, sum_of_losses, token_scores
 from codex_accel.packing import IGNORE
-from codex_accel.schema import Data, Model, TrainConfig, Training
+from codex_accel.train_schema import Data, Model, TrainConfig, Training
 
 
 @pytest.fixture
@@ -281,18 +280,18 @@ def plan_of(model, *, chunk_rows=None, mixed_precision="no") -> dict:
         data=Data(dataset="data", block_size=16),
         training=Training(max_steps=1, loss_chunk_rows=chunk_rows),
     )
-    return models.loss_chunks(model, config, mixed_precision=mixed_precision)
+    return probes.loss_chunks(model, config, mixed_precision=mixed_precision)
 
 
 def test_chunks_are_taken_where_the_vocabulary_is_large():
-    assert plan_of(made(LLAMA, models.LARGE_VOCABULARY - 1)) == {"chunk_rows": 0, "note": ""}
-    note = f"by chunks of 512 rows of logits, {models.LARGE_VOCABULARY:,} tokens in the vocabulary"
-    assert plan_of(made(LLAMA, models.LARGE_VOCABULARY)) == {"chunk_rows": 512, "note": note}
+    assert plan_of(made(LLAMA, probes.LARGE_VOCABULARY - 1)) == {"chunk_rows": 0, "note": ""}
+    note = f"by chunks of 512 rows of logits, {probes.LARGE_VOCABULARY:,} tokens in the vocabulary"
+    assert plan_of(made(LLAMA, probes.LARGE_VOCABULARY)) == {"chunk_rows": 512, "note": note}
 
 
 def test_chunks_are_taken_and_left_as_asked():
     assert plan_of(made(LLAMA), chunk_rows=7)["chunk_rows"] == 7
-    assert plan_of(made(LLAMA, models.LARGE_VOCABULARY), chunk_rows=0)["chunk_rows"] == 0
+    assert plan_of(made(LLAMA, probes.LARGE_VOCABULARY), chunk_rows=0)["chunk_rows"] == 0
 
 
 @pytest.mark.parametrize(
@@ -305,7 +304,7 @@ def test_chunks_are_taken_and_left_as_asked():
     ids=["gemma2", "cohere", "granite"],
 )
 def test_model_that_changes_its_logits_is_found_out(architecture):
-    model = made(architecture, models.LARGE_VOCABULARY)
+    model = made(architecture, probes.LARGE_VOCABULARY)
     plan = plan_of(model)
     assert plan["chunk_rows"] == 0
     assert f"because this {architecture['model_type']} model changes the logits that its head gives" in plan["note"]
@@ -326,7 +325,7 @@ def test_head_that_is_more_than_a_product_is_found_out():
 
 
 def test_fp16_takes_full_logits():
-    assert plan_of(made(LLAMA, models.LARGE_VOCABULARY), mixed_precision="fp16")["chunk_rows"] == 0
+    assert plan_of(made(LLAMA, probes.LARGE_VOCABULARY), mixed_precision="fp16")["chunk_rows"] == 0
 
 
 # --- in a run -----------------------------------------------------------------------------------------------------

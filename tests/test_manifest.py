@@ -197,7 +197,7 @@ def test_flipped_bit_of_any_byte_is_found(small, name):
     assert manifest.problems_of(small) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bits_are_found(small, data):
     path, old = data.draw(st.sampled_from(files_with_bytes(small)))

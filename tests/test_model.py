@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from codex_accel import model as models
-from codex_accel import tokenizer
+from codex_accel import probes, tokenizer
 from codex_accel.errors import UserError
-from codex_accel.schema import Data, Model, TrainConfig, Training
+from codex_accel.packing import Batch
+from codex_accel.train_schema import Data, Model, TrainConfig, Training
 
 LLAMA = {
     "model_type": "llama",
@@ -219,20 +221,20 @@ def test_folder_without_a_configuration_is_told(tmp_path):
         models.load(tmp_path)
 
 
-def test_tokenizer_with_more_ids_than_embeddings_is_refused(tiny, shared):
-    larger = tokenizer.load(tiny / "tokenizer")
-    larger.backend.add_tokens(["<another>"])
-    told = problem(None, larger, path=shared / "models" / "stories260K")
-    assert "has 512 embeddings, the dataset's tokenizer 513 ids" in told
-
-
 # --- isolation ----------------------------------------------------------------------------------------------------
+
+
+def two_documents(size: int = 16) -> Batch:
+    """A block of two documents, the second the longer one."""
+    half = size // 2
+    positions = np.concatenate([np.arange(half), np.arange(size - half)])[None]
+    return Batch(np.arange(size)[None] % 512, np.full((1, size), -100), positions)
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, GPT2, QWEN3], ids=lambda a: a["model_type"])
 def test_architecture_that_isolates_is_accepted(loaded, architecture):
     settings = config(architecture)
-    models.require_isolation(models.build(settings, loaded, start=None), settings)
+    probes.require_isolation(models.build(settings, loaded, start=None), settings, two_documents())
 
 
 @pytest.mark.parametrize("architecture", [OPT, BLOOM, MAMBA, LFM2], ids=lambda a: a["model_type"])
@@ -240,23 +242,24 @@ def test_architecture_that_cannot_isolate_is_refused(loaded, architecture):
     """OPT and Bloom pass no positions to the mask, Mamba has a state, and LFM2's convolutions reach two tokens back."""
     settings = config(architecture, attention="sdpa" if architecture in (OPT, LFM2) else "eager")
     with pytest.raises(UserError, match=r"data.isolate_documents: this architecture cannot keep the documents"):
-        models.require_isolation(models.build(settings, loaded, start=None), settings)
+        probes.require_isolation(models.build(settings, loaded, start=None), settings, two_documents())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
 def test_small_weights_do_not_hide_a_leak(loaded, scale):
     settings = config({**OPT, "init_std": 0.02 * scale})
     with pytest.raises(UserError, match="cannot keep the documents"):
-        models.require_isolation(models.build(settings, loaded, start=None), settings)
+        probes.require_isolation(models.build(settings, loaded, start=None), settings, two_documents())
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 16, 1024])
 def test_isolation_is_tried_at_any_block_size(loaded, block_size):
-    models.require_isolation(models.build(config(LLAMA), loaded, start=None), config(LLAMA, block_size=block_size))
+    built = models.build(config(LLAMA), loaded, start=None)
+    probes.require_isolation(built, config(LLAMA, block_size=block_size), two_documents(block_size))
 
 
 def test_trying_isolation_leaves_the_mode_as_it_was(loaded):
     built = models.build(config(GPT2), loaded, start=None)
     for training in (True, False):
-        models.require_isolation(built.train(training), config(GPT2))
+        probes.require_isolation(built.train(training), config(GPT2), two_documents())
         assert built.training is training

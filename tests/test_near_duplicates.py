@@ -173,7 +173,7 @@ def test_most_similar_record_is_named_and_the_earliest_of_equals():
     assert list(find([rows], threshold=0.6)) == [(3, 1, 88 / 128)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_blocks_of_the_input_make_no_difference(texts, data):
     copies = [edited(text, num_changes=seed % 7, seed=seed) for seed, text in enumerate(texts[:60])]

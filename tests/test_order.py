@@ -13,7 +13,7 @@ from codex_accel.order import batch, permute
 SEEDS = st.integers(min_value=-(2**63), max_value=2**63)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(num_items=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 10**6))
 def test_order_of_an_epoch_is_a_permutation(num_items, seed, epoch):
     items = permute(np.arange(num_items), num_items, seed=seed, epoch=epoch)
@@ -27,7 +27,7 @@ def test_order_is_a_permutation_around_powers_of_two(num_items):
     assert np.array_equal(np.sort(items), np.arange(num_items))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     num_sequences=st.integers(1, 300),
     seed=SEEDS,

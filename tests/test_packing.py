@@ -15,13 +15,12 @@ from test_resume import kill_once, last_step, outcome, trained_on
 from test_tokens import document, written
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from codex_accel import model as models
-from codex_accel import packing, packing_cost, packing_plan
+from codex_accel import packing, packing_cost, packing_plan, probes
 from codex_accel.errors import UserError
 from codex_accel.loss import sum_of_losses
 from codex_accel.packing import IGNORE, Blocks
-from codex_accel.schema import Data, Model, TrainConfig, Training
 from codex_accel.tokens import TokenStore
+from codex_accel.train_schema import Data, Model, TrainConfig, Training
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
 
@@ -454,6 +453,19 @@ def test_packed_and_grouped_training_equals_one_document_a_row(model, tmp_path, 
     assert (found[1] - expected[1]).norm() < 1e-5 * expected[1].norm()
 
 
+@pytest.mark.parametrize("packing_name", ["concat", "best_fit"])
+def test_the_block_that_isolation_is_tried_on_is_one_of_the_data(tmp_path, packing_name):
+    """The first one in which a document begins after another, at its whole length."""
+    blocks = packed(
+        tmp_path / "b", [document([5] * 16), document([6] * 7), document([7] * 9)], packing_name, block_size=16
+    )
+    found = blocks.with_boundary()
+    number = next(n for n in range(len(blocks)) if blocks.batch(np.array([n])).position_ids is not None)
+    assert found.input_ids.shape == (1, 16)
+    assert np.array_equal(found.input_ids, blocks.batch(np.array([number])).input_ids)
+    assert (found.position_ids == 0).sum() == 2
+
+
 CANNOT_ISOLATE = {
     "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
             "word_embed_proj_dim": 32, "max_position_embeddings": 32, "init_std": 0.2, "dropout": 0.0},
@@ -468,9 +480,10 @@ def test_what_cannot_be_packed_is_told_the_way_out_and_can_be_grouped(tmp_path, 
     torch.manual_seed(0)
     settings_of = AutoConfig.for_model(architecture, vocab_size=97, pad_token_id=1, **CANNOT_ISOLATE[architecture])
     model = AutoModelForCausalLM.from_config(settings_of, attn_implementation="eager", dtype=torch.float32).eval()
-    with pytest.raises(UserError, match=r"cannot keep the documents.*Say data\.packing=group_by_length"):
-        models.require_isolation(model, config_of("best_fit", block_size=16))
     documents = ragged(7, longest=16)
+    block = packed(tmp_path / "a", documents, "best_fit", block_size=16).with_boundary()
+    with pytest.raises(UserError, match=r"cannot keep the documents.*Say data\.packing=group_by_length"):
+        probes.require_isolation(model, config_of("best_fit", block_size=16), block)
     blocks = packed(tmp_path / "b", documents, "group_by_length", block_size=16, batch_size=2)
     batches = [blocks.batch(blocks.of_step(step, global_batch_size=2, seed=0)) for step in range(len(blocks) // 2)]
     found = loss_and_gradient(model, [(b.input_ids, b.labels, b.position_ids) for b in batches])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from codex_accel import cli, config, schema
+from codex_accel import cli, config, schema, train_schema
 from codex_accel.errors import UserError
 
 MODELS = {
@@ -15,10 +15,11 @@ MODELS = {
     "inspect_tokenizer": schema.InspectConfig,
     "prepare_data": schema.PrepareConfig,
     "prepare_functions": schema.PrepareConfig,
-    "train": schema.TrainConfig,
-    "train_llama": schema.TrainConfig,
+    "train": train_schema.TrainConfig,
+    "train_llama": train_schema.TrainConfig,
     "evaluate": schema.EvaluateConfig,
     "generate": schema.GenerateConfig,
+    "export_model": schema.ExportConfig,
     "verify": schema.VerifyConfig,
     "checkpoints": schema.CheckpointsConfig,
     "replay": schema.ReplayConfig,
@@ -65,8 +66,8 @@ def sections_of(path: Path) -> list[tuple[str, int, str]]:
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_typo_in_any_section_is_told_with_its_line(path, tmp_path):
     for section, number, key in sections_of(path):
-        if section == "model.config":
-            continue  # transformers' own keys: tests/scripts/test_train.py
+        if section in ("model.config", "peft"):
+            continue  # keys of transformers and peft: tests/scripts/test_train.py, tests/test_adapters.py
         lines = path.read_text().splitlines()
         lines[number - 1] = lines[number - 1].replace(key, f"{key}x", 1)
         broken = tmp_path / path.name

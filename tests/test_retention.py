@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from codex_accel import retention, run_folder
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog
-from codex_accel.schema import Checkpoint
+from codex_accel.train_schema import Checkpoint
 
 # Few values, so that ties are common.
 SCORES = (0.0, -0.0, 1.0, 1.5, 2.0, -3.0, 1e308, 5e-324, math.nan, math.inf, -math.inf)
@@ -77,7 +77,7 @@ def check(steps: list[int], scores: dict[int, float], **rules) -> dict[int, list
 RULES = {"keep_last": st.integers(1, 5), "keep_best": st.integers(0, 5), "best_is": st.sampled_from(BEST_IS)}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     steps=st.sets(st.integers(1, 12)),
     scores=st.dictionaries(st.integers(1, 12), st.one_of(st.sampled_from(SCORES), st.floats())),
@@ -227,7 +227,7 @@ def test_prune_touches_nothing_but_checkpoints(tmp_path):
     assert left == sorted([*others, "step-000000005"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_history_of_real_folders_keeps_the_last_and_the_best_and_nothing_else(tmp_path, data):
     run_dir = tmp_path / "run"

@@ -22,7 +22,7 @@ from codex_accel.errors import UserError
 from codex_accel.evaluation import Scores
 from codex_accel.events import LineLog
 from codex_accel.packing import Batch
-from codex_accel.schema import Checkpoint, Data, Model, Optimizer, Schedule, TrainConfig, Training
+from codex_accel.train_schema import Checkpoint, Data, Model, Optimizer, Schedule, TrainConfig, Training
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_accel import schedule
-from codex_accel import schema as keys
+from codex_accel import train_schema as keys
 from codex_accel.errors import UserError
 from codex_accel.schedule import Schedule, resolve_length
 
@@ -90,7 +90,7 @@ def test_wsd_is_flat_and_then_falls_linearly():
     assert [stable.scale_at(s) for s in (10, 50, 80, 90, 100)] == pytest.approx([1, 1, 1, 0.55, 0.1], abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     name=st.sampled_from(NAMES),
     max_steps=st.integers(1, 10**6),
@@ -107,7 +107,7 @@ def test_scale_is_always_from_zero_to_one(name, step, **lengths):
     assert 0.0 <= scale <= 1.0 + 1e-12
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from(NAMES), max_steps=st.integers(2, 60), warmup=st.integers(0, 30), floor=st.floats(0, 1))
 def test_scale_never_rises_after_warm_up(name, max_steps, warmup, floor):
     shape = made(name, max_steps=max_steps, warmup_steps=warmup, final_lr_scale=floor)

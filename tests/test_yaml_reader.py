@@ -209,7 +209,7 @@ YAML_PIECES = st.sampled_from(
 
 
 @pytest.mark.security
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.one_of(st.lists(YAML_PIECES, max_size=20).map("".join), st.text(max_size=40)))
 def test_any_text_is_a_mapping_or_a_user_error(tmp_path, text):
     problems: list[str] = []
@@ -222,7 +222,7 @@ def test_any_text_is_a_mapping_or_a_user_error(tmp_path, text):
 
 
 @pytest.mark.security
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=40))
 def test_any_bytes_are_a_mapping_or_a_user_error(tmp_path, data):
     try:
@@ -232,7 +232,7 @@ def test_any_bytes_are_a_mapping_or_a_user_error(tmp_path, data):
     assert isinstance(values, dict)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_as_python_writes_it_is_read_back_exactly(number):
     reader = Reader("-", with_lines=False)
