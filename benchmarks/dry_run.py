@@ -33,8 +33,8 @@ SHAPES = {
         f"model.config={GPT2}", "data.block_size=512", "training.mixed_precision=bf16",
         "training.gradient_checkpointing=true",
     ),
-    "llama, adapter, group_by_length": (
-        f"model.config={LLAMA}", "data.block_size=256", "training.mixed_precision=no",
+    "adapter on that llama, group_by_length": (
+        "model.path={root}/run0/final", "data.block_size=256", "training.mixed_precision=no",
         "data.packing=group_by_length", "data.overlong=truncate", "peft={r: 8, target_modules: [q_proj, v_proj]}",
     ),
 }  # fmt: skip
@@ -110,7 +110,8 @@ def main() -> None:
             argv = [
                 f"output_dir={run_dir}", f"data.dataset={root}/dataset", "training.micro_batch_size=8",
                 "training.global_batch_size=16", f"training.max_steps={steps}", f"evaluation.every_steps={steps // 2}",
-                "evaluation.max_windows=64", f"checkpoint.every_steps={steps // 2}", *settings,
+                "evaluation.max_windows=64", f"checkpoint.every_steps={steps // 2}",
+                *(setting.replace("{root}", str(root)) for setting in settings),
             ]  # fmt: skip
             output, _ = train([*argv, "--dry-run"])
             print(f"\n--- {name}{output[output.index('dry run') - 1 :]}", flush=True)

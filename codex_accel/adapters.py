@@ -26,7 +26,10 @@ from codex_accel.errors import UserError
 from codex_accel.train_schema import TrainConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
-SET_BY_US = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+SET_BY_US = (
+    "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "fan_in_fan_out",
+)  # fmt: skip
 KEEP_BASE = (True, False, "gaussian", "orthogonal", "mica")  # of init_lora_weights; the others begin with another base
 CHANGES_BASE = "makes another base of the weights, or needs a pass over data first"
 NOT_MERGED = "cannot be merged into the weights"
@@ -68,6 +71,9 @@ def quantization(config: TrainConfig) -> BitsAndBytesConfig | None:
     """How transformers is to load the base; None for its plain weights. Raises: UserError where that cannot be."""
     if (asked := config.model.quantization) == "none":
         return None
+    if config.training.device == "cpu":
+        what = f"{asked} needs a GPU, but training.device is cpu. Set it to none, or the device to auto."
+        raise UserError(config.problem("model.quantization", what))
     missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
     missing += [] if importlib.util.find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
     if missing:
@@ -124,6 +130,9 @@ def _refused(error: Exception) -> str:
     if "`ensure_weight_tying` is not set" in text:
         what = "embeddings and head share one weight here, which an adapter at one of them would part."
         return f"{what} Set ensure_weight_tying: true, or leave them out."
+    if "trainable_token_indices cannot be applied" in text:
+        what = "embeddings or head cannot have a LoRA and train some rows, as those of new tokens do."
+        return f"{what} Take them out of target_modules, or put them into modules_to_save to train whole."
     return f"is refused by peft: {text[:300].rstrip('.')}. Mend the peft section."
 
 
@@ -154,11 +163,20 @@ def _require_matches(model: PreTrainedModel, settings: Any, tell: Tell) -> None:
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if not any(f".{layer}." in name for name in names):
             problems.append(tell("layers_to_transform", f"the model has no layer {layer}; they count from 0."))
+    size: Any = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    for index in (index for indices in token_indices(settings) for index in indices if not 0 <= index < size):
+        problems.append(tell("trainable_token_indices", f"the model has no token {index}; it has {size}, from 0."))
     if settings.target_modules is None and not settings.target_parameters and not _known_targets(model):
         what = f"is needed: peft names none for {model.config.model_type}. Choose from: {', '.join(choices)}."
         problems.append(tell("target_modules", what))
     if problems:
         raise UserError(*problems)
+
+
+def token_indices(settings: Any) -> list[list[int]]:
+    """The lists of `trainable_token_indices`, one for each module that it names."""
+    indices = settings.trainable_token_indices or []
+    return list(indices.values()) if isinstance(indices, dict) else [indices]
 
 
 def _targets() -> tuple[type[torch.nn.Module], ...]:

@@ -25,7 +25,7 @@ from codex_accel.schema import GenerateConfig, Positive
 from codex_accel.train_schema import TrainConfig
 
 MOMENTS = ("on_step", "on_evaluate", "on_save", "on_end")
-DECIDING = MOMENTS[:2]  # a checkpoint that holds what comes of them follows; on_save comes after it
+DECIDING = MOMENTS[:2]  # the next checkpoint holds what comes of them, or they come again; on_save is after it
 SAMPLES, HISTORY = "samples.ndjson", "history.ndjson"  # in the run folder
 
 

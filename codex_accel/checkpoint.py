@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -299,10 +299,17 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], object] | None = None) -> None:
+def load(
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    options: Iterable[str] = (),
+    read_state: Callable[[str], object] | None = None,
+) -> None:
     """Bring model and optimizer to the checkpoint in `folder`; `read_state` is the counterpart of `write_state`.
 
-    What the optimizer was built with stays, so that a setting that `allow_drift` names has its effect.
+    What the optimizer was built with stays, so that a setting that `allow_drift` names has its effect; `options` are
+    the names of a plug-in's own.
 
     Raises: UserError for a pickle that Accelerate would run, and for weights or moments that do not fit.
     """
@@ -312,7 +319,7 @@ def load(accelerator: Accelerator, folder: Path, *, read_state: Callable[[str], 
     if pickles := sorted(folder.glob("*.pkl")):
         raise UserError(f"{pickles[0]}: is a pickle, which can run code when loaded. {DAMAGED}")
     groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-    built = [{name: group[name] for name in BUILT_WITH if name in group} for group in groups]
+    built = [{name: group[name] for name in (*BUILT_WITH, *options) if name in group} for group in groups]
     try:
         (read_state or accelerator.load_state)(str(folder))
     except FileNotFoundError as error:

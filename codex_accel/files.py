@@ -160,6 +160,13 @@ def require_free(final: Path, *, overwrite: bool) -> None:
         ) from error
 
 
+def require_apart(final: Path, inputs: Iterable[Path]) -> None:
+    """Raise UserError if one of `inputs` is `final` or lies in it, so that overwriting would remove what was read."""
+    for path in inputs:
+        if path.resolve().is_relative_to(final.resolve()):
+            raise UserError(f"output_dir = '{final}': is read, or holds what is ('{path}'). Choose another folder.")
+
+
 @contextlib.contextmanager
 def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of `final` to fill; it takes the final name only if the block ends without an error.

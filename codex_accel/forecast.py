@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from codex_accel import adapters, compiler, evaluation
+from codex_accel import adapters, compiler, evaluation, manifest, run, tokenizer
 from codex_accel.callbacks import Callbacks, Moment
 from codex_accel.tokens import TokenStore
 from codex_accel.train_schema import TrainConfig
@@ -29,7 +29,7 @@ NAME = "dry_run"
 LEFT_FREE = 0.1  # of the memory; what a run takes grows a little while it is cut into pieces
 # of a checkpoint of AdamW (measured with torch 2.13 and safetensors 0.8), besides the numbers themselves
 BYTES_A_TENSOR = {"weights": 110, "optimizer": 280}
-BYTES_OF_PAPERS = 40_000  # tokenizer, manifest, configuration, state of the loop
+BYTES_OF_PAPERS = 16_000  # manifest, configurations, state of the loop
 
 
 @dataclass
@@ -112,12 +112,19 @@ def _finish(config: TrainConfig, facts: dict[str, Any], probe: Probe) -> None:
     figures.held_bytes, figures.free_bytes = held_bytes(device), free_bytes(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept = trained if adapters.is_adapted(model) else [*model.parameters(), *model.buffers()]
-    weights = storage_bytes(kept) + BYTES_A_TENSOR["weights"] * len(kept) + BYTES_OF_PAPERS
-    figures.final_bytes = weights
-    figures.saved_bytes = weights + storage_bytes(moments) + BYTES_A_TENSOR["optimizer"] * len(moments)
+    papers = BYTES_OF_PAPERS + _tokenizer_bytes(config)
+    figures.final_bytes = storage_bytes(kept) + BYTES_A_TENSOR["weights"] * len(kept) + papers
+    moments_bytes = storage_bytes(moments) + BYTES_A_TENSOR["optimizer"] * len(moments)
+    figures.saved_bytes = figures.final_bytes + moments_bytes
     reset_peak(device)
     figures.evaluation_s = _seconds_of_evaluation(config, probe, num_processes=facts["num_processes"])
     figures.evaluation_peak_bytes = peak_bytes(device) if figures.evaluation_s else 0
+
+
+def _tokenizer_bytes(config: TrainConfig) -> int:
+    dataset = Path(config.data.dataset)
+    folder = run.tokenizer_folder(dataset, manifest.read(dataset), verify=False)
+    return sum((folder / name).stat().st_size for name in tokenizer.FILES if (folder / name).is_file())
 
 
 def _seconds_of_evaluation(config: TrainConfig, probe: Probe, *, num_processes: int) -> float:

@@ -1,12 +1,8 @@
-"""Adapters merged into their bases: where a base lies, and one plain model out of both.
+"""Adapters merged into their bases: one plain model out of both.
 
-Rule: a base is the one whose digest the adapter names; what is merged gives the logits that the adapted model gave,
-which is tried each time.
+Rule: what is merged gives the logits that the adapted model gave, which is tried each time.
 """
 
-import itertools
-import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,66 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from codex_accel import adapters, manifest
+from codex_accel import adapters, bases
 from codex_accel.errors import UserError
-
-
-def chain(folder: Path, *, verify: bool, key: str, base: Path | None = None) -> list[Path]:
-    """`folder`, its base, and so on while that is an adapter too; the last is a plain model.
-
-    `base` is where the base of `folder` lies now, if not where its manifest says. Each is checked against the digests
-    that its child recorded, if `verify`.
-    """
-    found = [folder]
-    while (found[-1] / adapters.CONFIG).exists():
-        found.append(_base_of(found[-1], verify=verify, key=key, base=base if len(found) == 1 else None))
-        if found[-1] in found[:-1]:
-            raise UserError(f"{key} = '{found[-1] / adapters.CONFIG}': names itself as its base. Give the right base.")
-    return found
-
-
-def unnamed_bases(folder: Path) -> list[Path]:
-    """Bases of `folder` that no manifest names, because an adapter from elsewhere has none."""
-    folders = chain(folder, verify=False, key="checkpoint")
-    return [base for child, base in itertools.pairwise(folders) if not (child / manifest.MANIFEST).exists()]
-
-
-def _base_of(folder: Path, *, verify: bool, key: str, base: Path | None) -> Path:
-    if (folder / "config.json").exists():
-        what = "lies beside config.json, so this is a model or an adapter, and nobody knows which. Remove one of them."
-        raise UserError(f"{key} = '{folder / adapters.CONFIG}': {what}")
-    if not (folder / manifest.MANIFEST).exists():
-        name = _read_config(folder, key=key).get("base_model_name_or_path")
-        place = base or (Path(name) if isinstance(name, str) and name else None)
-        if place is None or not place.is_dir():
-            what = f"names {name!r} as its base, which is no local folder. Merge them: scripts/export_model.py"
-            raise UserError(f"{key} = '{folder / adapters.CONFIG}': {what} --checkpoint {folder} --base FOLDER.")
-        return manifest.find_model(place, verify=verify, key="base")
-    document = manifest.read(folder)
-    adapter = document["facts"].get("adapter")
-    digests = adapter.get("base") if isinstance(adapter, dict) else None
-    fitting = [p for p in document["parents"] if digests and all(p.get(key) == digests[key] for key in digests)]
-    if not (record := next(iter(fitting), None)):
-        raise UserError(f"{key} = '{folder / manifest.MANIFEST}': names no base. Give an adapter of this toolkit.")
-    place = base or Path(os.path.normpath(folder / record["path"]))
-    if not place.is_dir():
-        what = f"its base is no longer at '{place}'. Put it back, or merge them: scripts/export_model.py"
-        raise UserError(f"{key} = '{folder}': {what} --checkpoint {folder} --base FOLDER.")
-    if verify and (problems := manifest.check_tree(place, recursive=False, expected=record).problems):
-        raise UserError(*(f"{key} = '{folder}': its base is not the one recorded. {problem}" for problem in problems))
-    return place
-
-
-def _read_config(folder: Path, *, key: str) -> dict[str, Any]:
-    """The values of adapter_config.json."""
-    try:
-        values = json.loads((folder / adapters.CONFIG).read_bytes())
-        if not isinstance(values, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
-        what = f"is no configuration of an adapter ({' '.join(str(error).split())[:200]}). Copy the folder again."
-        raise UserError(f"{key} = '{folder / adapters.CONFIG}': {what}") from error
-    return values
 
 
 def merge(base: PreTrainedModel, folder: Path, *, key: str) -> PreTrainedModel:
@@ -87,13 +25,18 @@ def merge(base: PreTrainedModel, folder: Path, *, key: str) -> PreTrainedModel:
     def tell(name: str, what: str) -> str:
         return f"{key} = '{folder / adapters.CONFIG}': {f'{name}: ' if name else ''}{what}"
 
-    values = _read_config(folder, key=key)
+    values = bases.read_config(folder, key=key)
     if values.get("peft_type") != "LORA":
         raise UserError(tell("peft_type", f"{values.get('peft_type')!r} is not loaded here. Merge it with peft first."))
     values = {name: value for name, value in values.items() if name not in adapters.SET_BY_US}
     settings = adapters.lora_config(values, tell)
+    if not (folder / adapters.WEIGHTS).is_file():
+        what = f"has no {adapters.WEIGHTS}. Pickled weights are not loaded; convert them."
+        raise UserError(f"{key} = '{folder}': {what}")
     try:
-        rows = _num_embeddings(base, load_file(folder / adapters.WEIGHTS), settings)
+        weights = load_file(folder / adapters.WEIGHTS)
+        _require_ranks(weights, settings)
+        rows = _num_embeddings(base, weights, settings)
         if rows > base.get_input_embeddings().weight.shape[0]:  # type: ignore[index]
             base.resize_token_embeddings(rows, mean_resizing=False)
         adapted = adapters.wrap(base, settings, tell, on_warning="ignore")
@@ -115,16 +58,29 @@ def merge(base: PreTrainedModel, folder: Path, *, key: str) -> PreTrainedModel:
     return merged.requires_grad_(True)
 
 
+def _require_ranks(weights: dict[str, torch.Tensor], settings: Any) -> None:
+    """Raise ValueError for a rank that no stored weight has, before peft makes room for it."""
+    largest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
+    if (rank := max([settings.r, *settings.rank_pattern.values()])) > largest:
+        raise ValueError(f"its rank is {rank}, but no weight has more than {largest} rows")
+
+
 def _num_embeddings(base: PreTrainedModel, weights: dict[str, torch.Tensor], settings: Any) -> int:
-    """Rows of embeddings that the stored weights ask for: of embeddings stored whole, and ids that train alone."""
+    """Rows of embeddings that the stored weights ask for: of embeddings stored whole, and ids that train alone.
+
+    Raises: ValueError for an id that does not follow on those of the base and its own.
+    """
+    size: int = base.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
     modules = (base.get_input_embeddings(), base.get_output_embeddings())
     names = [f"base_model.model.{name}" for name, module in base.named_modules() if module in modules]
     rows = [weights[f"{name}.weight"].shape[0] for name in names if f"{name}.weight" in weights]
     rows += [weights[f"{name}.lora_embedding_A"].shape[1] for name in names if f"{name}.lora_embedding_A" in weights]
     rows += [weights[f"{name}.lora_B.weight"].shape[0] for name in names if f"{name}.lora_B.weight" in weights]
-    indices = settings.trainable_token_indices or []
-    lists = indices.values() if isinstance(indices, dict) else [indices]
-    return max([*rows, *(index + 1 for each in lists for index in each)], default=0)
+    for indices in adapters.token_indices(settings):
+        if bad := [index for index in indices if not 0 <= index < size + len(indices)]:
+            raise ValueError(f"the token {bad[0]} is beyond the {size} of the base")
+        rows += [index + 1 for index in indices]
+    return max(rows, default=0)
 
 
 @torch.no_grad()
@@ -132,7 +88,8 @@ def _probe(model: Any) -> torch.Tensor:
     """Logits (1, T, V) of token ids from both ends of the vocabulary, where new ones are."""
     size = model.config.vocab_size
     ids = torch.tensor([[*range(min(8, size)), *range(max(0, size - 8), size)]], device=model.device)
-    return model(input_ids=ids, use_cache=False).logits.float()
+    longest = getattr(model.config, "max_position_embeddings", None)
+    return model(input_ids=ids[:, :longest], use_cache=False).logits.float()
 
 
 def _untie(adapted: Any) -> None:

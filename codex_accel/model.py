@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from codex_accel import adapters, cli, merging, seeds
+from codex_accel import adapters, bases, cli, merging, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.tokenizer import Tokenizer, defining_files
@@ -72,7 +72,11 @@ def build(
     if config.peft is not None:
         model = adapters.attach(model, config, num_new_tokens=num_new_tokens)
     if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            what = f"true, but {model.config.model_type} models cannot do it. Say false."
+            raise UserError(config.problem("training.gradient_checkpointing", what)) from error
     return model if quantization is not None else model.to(device)  # type: ignore[arg-type]
 
 
@@ -86,7 +90,7 @@ def _add_embeddings(model: PreTrainedModel, config: TrainConfig, tokenizer: Toke
     num_new = tokenizer.vocab_size - num_embeddings
     if num_new <= 0:
         return 0
-    if not defining_files(start):
+    if not defining_files(bases.tokenizer_beside(start, key="model.path")):
         what = f"has {num_embeddings} embeddings, the dataset's tokenizer {tokenizer.vocab_size} ids, and there is no "
         what += "tokenizer beside the model that could tell which of them are new. Copy its tokenizer.json there."
         raise UserError(config.problem("model.path", what))
@@ -151,7 +155,7 @@ def load(
     An adapter is merged into its base, which lies where its manifest says, or at `base`; that base is checked against
     the recorded digests if `verify`. `quantization` is a configuration for transformers, of a plain model alone.
     """
-    *adapted, plain = merging.chain(folder, verify=verify, key=key, base=base)
+    *adapted, plain = bases.chain(folder, verify=verify, key=key, base=base)
     if adapted and quantization is not None:
         what = "is an adapter, and quantized weights take none in. Merge it first: scripts/export_model.py"
         raise UserError(f"{key} = '{folder}': {what} --checkpoint {folder}.")

@@ -13,8 +13,13 @@ from codex_accel import __version__, files, manifest
 
 def text(name: str, folders: Sequence[Path], *, model_type: str, num_parameters: int, dtype: str) -> str:
     """The card in Markdown. `folders` is what was exported: a model, or an adapter and its bases down to the model."""
-    named = [*zip(_kinds(folders), folders, strict=True), *(("dataset", path) for path in _datasets(folders))]
-    rows = [f"| {kind} | {_name(path)} | {manifest.as_parent(path)['content_digest']} |" for kind, path in named]
+    own = [manifest.as_parent(path) for path in folders]
+    starts = _starts(folders, known={record["content_digest"] for record in own})
+    made_of = [*folders, *(path for path, record in starts if _is_unchanged(path, record))]
+    named = [*zip(_kinds(folders), folders, own, strict=True)]
+    named += [("start", path, record) for path, record in starts]
+    named += [("dataset", path, manifest.as_parent(path)) for path in _datasets(made_of)]
+    rows = [f"| {kind} | {_name(path)} | {record['content_digest']} |" for kind, path, record in named]
     return "\n".join(
         [
             "---",
@@ -36,7 +41,7 @@ def text(name: str, folders: Sequence[Path], *, model_type: str, num_parameters:
             "",
             "## Data and training",
             "",
-            *([f"- {line}" for line in (*_trainings(folders), *_splits(folders))] or ["Not recorded."]),
+            *([f"- {line}" for line in (*_trainings(made_of), *_splits(made_of))] or ["Not recorded."]),
             "",
             "## License",
             "",
@@ -62,16 +67,40 @@ def _manifests(folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]
     return ((folder, manifest.read(folder)) for folder in folders if (folder / manifest.MANIFEST).exists())
 
 
+def _parents(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The parents that the manifest of `folder` names, if it has one, and where they lie."""
+    return [
+        (Path(os.path.normpath(folder / record["path"])), record)
+        for _, document in _manifests([folder])
+        for record in document["parents"]
+    ]
+
+
+def _is_unchanged(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder with the recorded manifest is still there."""
+    there = (path / manifest.MANIFEST).is_file()
+    return there and files.sha256_file(path / manifest.MANIFEST) == record["manifest_digest"]
+
+
+def _starts(folders: Sequence[Path], *, known: set[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """The models that `folders`, of content `known`, were trained or exported from, and so on; each once."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    waiting = list(folders)
+    for folder in waiting:  # which grows
+        parents = _parents(folder)
+        is_run = bool(parents) and parents[0][1]["kind"] == "dataset"  # whose second parent is the tokenizer
+        for path, record in parents[2 if is_run else 0 :]:
+            if record["content_digest"] not in known:
+                known = known | {record["content_digest"]}
+                found.append((path, record))
+                waiting += [path] if _is_unchanged(path, record) else []
+    return found
+
+
 def _datasets(folders: Sequence[Path]) -> list[Path]:
     """The datasets that the manifests name and that are still there, unchanged; each once."""
-    found = []
-    for folder, document in _manifests(folders):
-        for record in document["parents"]:
-            path = Path(os.path.normpath(folder / record["path"]))
-            there = record["kind"] == "dataset" and (path / manifest.MANIFEST).is_file()
-            if there and files.sha256_file(path / manifest.MANIFEST) == record["manifest_digest"]:
-                found.append(path)
-    return list(dict.fromkeys(found))
+    found = [(path, record) for folder in folders for path, record in _parents(folder) if record["kind"] == "dataset"]
+    return list(dict.fromkeys(path for path, record in found if _is_unchanged(path, record)))
 
 
 def _trainings(folders: Sequence[Path]) -> Iterator[str]:

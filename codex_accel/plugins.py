@@ -51,13 +51,13 @@ def _installed(
     found: dict[str, EntryPoint] = {}
     problems = []
     for plugin in entry_points(group=group):
-        mend = f"Uninstall one of them, such as by: pip uninstall {_distribution(plugin)[0]}"
+        what = ""
         if plugin.name in builtin:
-            what = f"the plug-in {_title(plugin)} has the name of a built-in {KIND[group]}. {mend}"
-            problems.append(config.problem(key, what.replace("one of them, such as", "it")))
+            what = f"the plug-in {_title(plugin)} has the name of a built-in {KIND[group]}."
         elif plugin.name in found:
-            both = f"{_title(found[plugin.name])} and {_title(plugin)}"
-            problems.append(config.problem(key, f"two plug-ins have one name: {both}. {mend}"))
+            what = f"two plug-ins have one name: {_title(found[plugin.name])} and {_title(plugin)}."
+        if what:
+            problems.append(config.problem(key, f"{what} Run: pip uninstall {_distribution(plugin)[0]}"))
         found[plugin.name] = plugin
     if problems:
         raise UserError(*problems)

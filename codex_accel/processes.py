@@ -126,6 +126,15 @@ def sum_over_processes(accelerator: Accelerator, scores: Scores) -> Scores:
     return Scores(*(accelerator.reduce(tensor, reduction="sum").cpu().numpy() for tensor in tensors))
 
 
+def pass_over_gradient(accelerator: Accelerator) -> None:
+    """Take the gradient scaler of fp16, if there is one, to the next step without an update, its scale as it is.
+
+    It refuses the next gradients otherwise, because it has unscaled these.
+    """
+    if accelerator.scaler is not None:
+        accelerator.scaler.update(accelerator.scaler.get_scale())
+
+
 def settle(accelerator: Accelerator) -> None:
     """Give gloo's threads the interpreter for a moment, so that they can drop the tensors of the last collective.
 

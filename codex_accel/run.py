@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 
-from codex_accel import added_tokens, checkpoint, cli, compiler, files, manifest, merging, retention, run_folder
+from codex_accel import added_tokens, bases, checkpoint, cli, compiler, files, manifest, retention, run_folder
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -47,9 +47,12 @@ def on_cpu(config: TrainConfig) -> bool:
 def set_kernels(config: TrainConfig, accelerator: Accelerator) -> None:
     """Which kernels may be used: TF32 or not, compiled or not, and with `deterministic` only those of the same bits.
 
-    Raises: UserError if FlashAttention or torch.compile is asked for and cannot run here.
+    Raises: UserError if FlashAttention, fp16 or torch.compile is asked for and cannot run here.
     """
     _require_flash_attention(config, accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:  # it would be float32 and say fp16
+        what = f"fp16 needs a GPU, and this run computes on {accelerator.device.type}. Take bf16 or no."
+        raise UserError(config.problem("training.mixed_precision", what))
     tf32 = config.training.tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
@@ -89,7 +92,13 @@ def tokenizer_folder(dataset: Path, dataset_manifest: dict[str, Any], *, verify:
 
 
 def require_fitting_tokenizer(start: Path, dataset: Path, *, key: str) -> None:
-    """Raise UserError unless the dataset's tokenizer is the one beside `start`, or that one and added tokens."""
+    """Raise UserError unless the dataset's tokenizer is the one beside `start`, or that one and added tokens.
+
+    A `start` without a tokenizer has that of its base; if there is none either, nothing is compared.
+    """
+    start = bases.tokenizer_beside(start, key="model.path")
+    if not tokenizers.defining_files(start):
+        return
     folder = tokenizer_folder(dataset, manifest.read(dataset), verify=True)
     if tokenizers.digest(folder) == tokenizers.digest(start):
         return
@@ -117,8 +126,8 @@ def parents(dataset: Path, tokenizer: Path, start: Path | None) -> list[dict[str
 
     If that is an adapter from elsewhere, which names no base by digest, the base comes after it.
     """
-    bases = merging.unnamed_bases(start) if start is not None else []
-    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, start, *bases) if folder is not None]
+    unnamed = bases.unnamed_bases(start) if start is not None else []
+    return [manifest.as_parent(folder) for folder in (dataset, tokenizer, start, *unnamed) if folder is not None]
 
 
 def branch_parents(chosen: Path, run_dir: Path) -> list[dict[str, Any]]:
@@ -246,11 +255,12 @@ def on_failed_save(config: TrainConfig, events: LineLog, error: checkpoint.SaveF
 
 
 def on_nonfinite(config: TrainConfig, events: LineLog, *, step: int, grad_norm: float, saved_step: int) -> None:
-    """Note a non-finite gradient at `step`; raises UserError if it is to stop the run."""
-    event(events, "skip", f"gradient norm {grad_norm} at step {step}", policy=config.training.on_nonfinite)
+    """Note a non-finite loss or gradient at `step`; raises UserError if it is to stop the run."""
+    found = "the loss is not finite" if math.isfinite(grad_norm) else f"the gradient norm is {grad_norm}"
+    event(events, "skip", f"{found} at step {step}", policy=config.training.on_nonfinite)
     if config.training.on_nonfinite == "stop":
         what = (
-            f"stop: the gradient norm is {grad_norm} at step {step}. {stands(saved_step)} "
+            f"stop: {found} at step {step}. {stands(saved_step)} "
             "Lower optimizer.learning_rate, or say training.on_nonfinite=skip."
         )
         raise UserError(config.problem("training.on_nonfinite", what))
@@ -268,6 +278,8 @@ def on_error(config: TrainConfig, error: Exception, *, step: int, saved_step: in
             "in an evaluation, lower evaluation.batch_size."
         )
         raise UserError(config.problem("training.micro_batch_size", what)) from error
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):  # in the backward pass
+        raise compiler.refused(config, error) from error
     raise error
 
 
@@ -323,6 +335,7 @@ def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> Non
         values = [line for line in lines if line["split"] == split][-1]
         print(f"{split:<12} loss {float(values['loss']):.4f} at step {values['step']}")
     if state.end_reason:
-        print(f"ended    early, by {state.end_reason}")
-    print(f"done     {state.step} steps, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
+        print(f"ended    by {state.end_reason}")
+    skipped = f", {state.num_skipped} of them without an update" if state.num_skipped else ""
+    print(f"done     {state.step} steps{skipped}, {state.num_target_tokens:,} target tokens in {state.elapsed_s:.0f} s")
     print(f"model    {run_dir / run_folder.FINAL}\nmanifest {digest}")

@@ -89,9 +89,9 @@ class SpecialTokens(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> "SpecialTokens":
-        names = [self.pad, self.bos, self.eos, self.unk, *self.additional]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two special tokens have one name in {names}. Give each its own.")
+        for names in ([self.pad, self.bos, self.eos, self.unk], self.additional):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two special tokens have one name in {names}. Give each its own.")
         return self
 
 
@@ -142,6 +142,11 @@ class TokenizerConfig(StageConfig):
         if bool(self.sources) == (self.base is not None):
             raise ValueError("give either sources to train on, or base, a tokenizer to add tokens to.")
         if self.base is None:
+            special = self.special_tokens
+            if double := [
+                name for name in (special.pad, special.bos, special.eos, special.unk) if name in special.additional
+            ]:
+                raise ValueError(f"special_tokens: two have one name, {double[0]!r}. Give each its own.")
             return self
         ours = ("type", "algorithm", "vocab_size", "min_frequency", "byte_fallback", "normalizer", "pre_tokenizer")
         given = [key for key in ours if getattr(self, key) != type(self).model_fields[key].default]

@@ -276,6 +276,10 @@ class TrainConfig(StageConfig):
                 f"evaluation.more_splits = {more} must name other splits than data.validation_split = {first}, each "
                 "once. Remove what is double, or name a validation split."
             )
+        if "train" in more:
+            raise ValueError(
+                "evaluation.more_splits names train, which stands for the training steps in metrics.ndjson. Remove it."
+            )
         return self
 
     @model_validator(mode="after")

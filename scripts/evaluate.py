@@ -40,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset_dir = manifest.parent_path(folder, kind="dataset", hint="Give dataset=DIR or file.path=FILE.")
     if dataset_dir is not None:
         manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="dataset")
+    files.require_apart(final, [path for path in (folder, dataset_dir) if path is not None])
 
     import torch
     from accelerate import Accelerator
 
+    from codex_accel import bases, evaluation, metrics, processes, report, run
     from codex_accel import documents as documents_
-    from codex_accel import evaluation, merging, metrics, processes, report, run
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.tokens import TokenStore
@@ -56,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes.require_engine(accelerator)
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
-    tokenizer = tokenizers.load(folder, key="checkpoint")
+    tokenizer_dir = bases.tokenizer_beside(folder)
+    tokenizer = tokenizers.load(tokenizer_dir, key="checkpoint")
     if dataset_dir is not None:
-        run.require_same_tokenizer(folder, dataset_dir, key="dataset")
+        run.require_same_tokenizer(tokenizer_dir, dataset_dir, key="dataset")
         documents = TokenStore(dataset_dir, config.split)
         lengths = documents.lengths
     else:
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(config.problem("compression", what))
             values["compression"] = metrics.compressed_bits_per_byte(texts)
         parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
-        bases = [manifest.as_parent(path) for path in merging.unnamed_bases(folder)]
+        unnamed = [manifest.as_parent(path) for path in bases.unnamed_bases(folder)]
         document = {
             "metrics": values,
             "counts": {
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "dtype": "float32",
             },
             "digests": {parent["kind"]: parent["content_digest"] for parent in parents}
-            | {"tokenizer": tokenizers.digest(folder)},
+            | {"tokenizer": tokenizers.digest(tokenizer_dir)},
         }
         with files.staged_folder(final, overwrite=config.overwrite) as staged:
             report.write(staged, report=document, samples=_samples(documents, scores))
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 final=final,
                 payload=report.PAYLOAD,
                 config=config,
-                parents=parents + bases + manifest.parents_of_sources(raw.path for raw in raw_files),
+                parents=parents + unnamed + manifest.parents_of_sources(raw.path for raw in raw_files),
                 sources=[records.describe(raw) for raw in raw_files],
                 facts={"metrics": values, **speed},
             )

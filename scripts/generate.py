@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from codex_accel import generation
+    from codex_accel import bases, generation
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
 
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     device = "cuda" if cuda and config.device != "cpu" else "cpu"
     model = models.load(folder, verify=config.verify).to(device).eval()
-    result = generation.generate(model, tokenizers.load(folder, key="checkpoint"), config)
+    tokenizer = tokenizers.load(bases.tokenizer_beside(folder), key="checkpoint")
+    result = generation.generate(model, tokenizer, config)
     print(config.prompt + result["text"])
     return 0
 

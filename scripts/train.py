@@ -88,7 +88,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
     tokenizer = tokenizers.load(tokenizer_dir)
-    if start_dir is not None and tokenizers.defining_files(start_dir):
+    if start_dir is not None:
         run.require_fitting_tokenizer(start_dir, dataset_dir, key="data.dataset")
     blocks = packing.build(config, TokenStore(dataset_dir, config.data.train_split))
     max_steps, steps_per_epoch = run.length(config, num_blocks=len(blocks))
@@ -136,7 +136,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     if chosen is not None:
         state, saved_identity = checkpoint.stored_state(chosen)
         identity.require_same(chosen, saved_identity, who, allowed=config.allow_drift)  # before weights that do not fit
-        checkpoint.load(accelerator, chosen)
+        checkpoint.load(accelerator, chosen, options=config.optimizer.options)
         parents = [*parents, *run.branch_parents(chosen, run_dir)]
         if not run_folder.is_own(chosen, run_dir):
             state.metrics_bytes, state.end_reason = 0, ""  # of the other run
@@ -214,7 +214,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
             call("on_evaluate", split=split, **values)
 
     def at_last_step() -> bool:
-        return training.stop_at_step is not None and state.step >= training.stop_at_step
+        return not config.dry_run and training.stop_at_step is not None and state.step >= training.stop_at_step
 
     def told_to_stop() -> bool:
         return listener.told_to_stop() or at_last_step()
@@ -243,10 +243,9 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                 due = config.evaluation.every_steps is not None and state.step % config.evaluation.every_steps == 0
                 if (last or (due and state.step > 0)) and state.evaluated_step < state.step and not config.dry_run:
                     evaluate()
-                if not last and state.end_reason:  # by that evaluation, so this step may have no checkpoint
-                    last = True
+                if state.end_reason and saved_step < state.step:  # by that evaluation, at a step without a checkpoint
                     save()
-                if last:
+                if last or state.end_reason:
                     break
 
                 # one window: the micro-batches of this process, out of a batch that all processes share
@@ -278,9 +277,10 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                 finite = not bad_loss and (math.isfinite(grad_norm) or accelerator.scaler is not None)
                 if finite:
                     optimizer.step()
-                optimizer.zero_grad()
-                if not finite:
+                else:
                     run.on_nonfinite(config, events, step=state.step, grad_norm=grad_norm, saved_step=saved_step)
+                    processes.pass_over_gradient(accelerator)
+                optimizer.zero_grad()
                 state.num_skipped += not (finite and math.isfinite(grad_norm))
                 state.num_target_tokens += num_targets
                 state.step += 1
@@ -304,6 +304,10 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
                     save()
                 if stop:
                     raise preemption.Preempted
+        if config.dry_run:
+            forecast.show(config, facts, called, accelerator)
+            processes.end(accelerator)
+            return 0
     except preemption.Preempted:
         if state.step > max(saved_step, 0):
             save()
@@ -318,11 +322,6 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         run.on_error(config, error, step=state.step, saved_step=saved_step)
     finally:
         processes.settle(accelerator)
-
-    if config.dry_run:
-        forecast.show(config, facts, called, accelerator)
-        processes.end(accelerator)
-        return 0
 
     # === finish: a plain folder for everybody else ====================================================================
     call("on_end")

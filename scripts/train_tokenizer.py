@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parents = manifest.parents_of_sources(raw.path for raw in raw_files)
     if base is not None:
         parents = [manifest.as_parent(base.folder)]
+        files.require_apart(final, [base.folder])
     inventory = [sources.inventory(raw, unit_bytes=1 << 62) for raw in raw_files]
     num_bytes = sum(facts.size for facts in inventory)
     input_digest = vocabulary.input_digest(config, inventory)

@@ -1,6 +1,6 @@
-"""scripts/train.py with the gradient scaler that Accelerate gives to fp16 on a GPU, on a CPU, where it gives none.
+"""scripts/train.py with fp16 on a CPU as Accelerate has it on a GPU: autocast and a gradient scaler.
 
-Rule: only the scaler is added, right after Accelerate has been made; the arithmetic stays float32.
+Rule: only what Accelerate leaves out on a CPU is added, right after it has been made.
 """
 
 import importlib.util
@@ -16,11 +16,11 @@ make = Accelerator.__init__
 
 
 def make_with_scaler(accelerator: Accelerator, *arguments: Any, **settings: Any) -> None:
-    """As Accelerate does with fp16 on a GPU."""
+    """What Accelerate does where there is a GPU."""
     make(accelerator, *arguments, **settings)
+    assert accelerator.mixed_precision == "fp16"
+    assert accelerator.scaler is None
     accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu"), True
-    accelerator.state._mixed_precision = "fp16"
-    accelerator.autocast_handler = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import torch
 from conftest import metrics_of, run_script, train_argv
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from codex_accel import adapters, checkpoint, files, manifest, merging, optim
+from codex_accel import adapters, bases, checkpoint, files, manifest, merging, optim
 from codex_accel import model as models
 from codex_accel.errors import UserError
 from codex_accel.train_schema import Data, Model, TrainConfig, Training
@@ -124,6 +124,8 @@ def test_the_seed_alone_decides_the_weights(tmp_path):
         ({"target_modules": ["q_proj"], "modules_to_save": ["head"]}, r"peft\.modules_to_save: 'head' is no module"),
         ({"target_modules": ["q_proj"], "exclude_modules": ["x.y"]}, r"peft\.exclude_modules: 'x\.y' is no module"),
         ({"target_modules": ["q_proj"], "layers_to_transform": [1, 2]}, r"transform: the model has no layer 2"),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [-1]}, r"token_indices: the model has no token -1"),
+        ({"target_modules": ["q_proj"], "fan_in_fan_out": True}, r"peft\.fan_in_fan_out: is set by the toolkit"),
         ({"target_modules": ["q_proj"], "rank_pattern": {"k_proj": 2}}, r"is refused by peft: .*rank_pattern.*k_proj"),
     ],
     ids=str,
@@ -167,6 +169,12 @@ def test_quantized_weights_need_a_gpu_and_bitsandbytes(quantization):
     assert f"model.quantization: {quantization} needs a CUDA GPU" in told
 
 
+def test_quantized_weights_do_not_go_on_a_cpu_that_is_asked_for():
+    asked = config({}, quantization="4bit")
+    asked = asked.model_copy(update={"training": Training(max_steps=1, device="cpu")})
+    assert "model.quantization: 4bit needs a GPU, but training.device is cpu." in problems(adapters.quantization, asked)
+
+
 def test_an_adapter_needs_a_base_that_exists(tiny, tmp_path, fork_server):
     job = fork_server.run("train", train_argv(tiny, tmp_path / "run", LORA))
     assert job.codes == [2]
@@ -208,6 +216,20 @@ def test_a_merged_model_has_the_logits_of_the_adapted_one(case, tmp_path):
     assert off(logits(adapted), logits(loaded)) < 1e-5
     tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert tied == (architecture is not LLAMA and case != "embeddings tied no longer")
+
+
+def test_a_context_shorter_than_the_probe_is_merged_too(tmp_path):
+    adapted = trained(base({**GPT2, "n_positions": 8}, tmp_path / "base", model_type="gpt2"), {})
+    adapters.write(adapted, tmp_path)
+    merging.merge(models.load(tmp_path / "base"), tmp_path, key="checkpoint")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_a_lora_on_embeddings_with_new_tokens_is_told_what_to_do(module, tmp_path):
+    model = base(LLAMA, tmp_path)
+    model.resize_token_embeddings(67, mean_resizing=False)
+    told = problems(adapters.attach, model, config({"target_modules": ["q_proj", module]}), num_new_tokens=3)
+    assert "Take them out of target_modules, or put them into modules_to_save" in told
 
 
 @pytest.mark.parametrize("case", ["DoRA", "a head trained whole", "some tokens"])
@@ -304,7 +326,7 @@ def rewrite(folder: Path, **values) -> None:
 def test_a_foreign_adapter_is_merged_into_the_base_that_it_names(foreign, tmp_path):
     wanted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), foreign)
     assert off(logits(wanted), logits(models.load(foreign))) < 1e-5
-    assert merging.unnamed_bases(foreign) == [tmp_path / "base"]
+    assert bases.unnamed_bases(foreign) == [tmp_path / "base"]
 
 
 def test_a_foreign_adapter_whose_base_is_not_here_tells_what_to_give(foreign, tmp_path):
@@ -336,6 +358,41 @@ def test_other_kinds_of_adapters_are_refused(foreign):
 def test_a_folder_that_is_model_and_adapter_is_refused(foreign, tmp_path):
     shutil.copy(foreign / adapters.CONFIG, tmp_path / "base")
     assert "lies beside config.json" in problems(models.load, tmp_path / "base")
+
+
+def test_pickled_weights_are_refused_by_name(foreign):
+    (foreign / adapters.WEIGHTS).rename(foreign / "adapter_model.bin")
+    told = problems(models.load, foreign)
+    assert told.endswith("has no adapter_model.safetensors. Pickled weights are not loaded; convert them.")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"r": 4096}, "its rank is 4096, but no weight has more than 32 rows"),
+        ({"rank_pattern": {"q_proj": 4096}}, "its rank is 4096"),
+        ({"trainable_token_indices": [65]}, "the token 65 is beyond the 64 of the base"),
+        ({"trainable_token_indices": {"embed_tokens": [-1]}}, "the token -1 is beyond the 64 of the base"),
+    ],
+    ids=str,
+)
+def test_no_room_is_made_for_what_is_not_stored(foreign, change, says):
+    rewrite(foreign, **change)
+    assert f"does not fit its base ({says}" in problems(models.load, foreign)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(foreign, tmp_path):
+    assert bases.tokenizer_beside(foreign) == foreign
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    assert bases.tokenizer_beside(foreign) == tmp_path / "base"
+    (foreign / "tokenizer.json").write_text("{}")
+    assert bases.tokenizer_beside(foreign) == foreign
+
+
+def test_all_bases_without_a_manifest_are_named_wherever_the_first_is_given(foreign, tmp_path):
+    shutil.copytree(foreign, tmp_path / "second")
+    rewrite(tmp_path / "second", base_model_name_or_path="gone")
+    assert bases.unnamed_bases(tmp_path / "second", base=foreign) == [foreign, tmp_path / "base"]
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -433,7 +490,7 @@ def test_an_adapter_goes_on_top_of_another(lora, chain, fork_server, tmp_path):
     assert job.codes == [0], job.output
     parents = manifest.read(tmp_path / "run" / "final")["parents"]
     assert parents[2]["manifest_digest"] == files.sha256_file(lora / "final" / manifest.MANIFEST)
-    assert merging.chain(tmp_path / "run" / "final", verify=True, key="k")[1:] == [
+    assert bases.chain(tmp_path / "run" / "final", verify=True, key="k")[1:] == [
         lora / "final",
         chain / "run" / "final",
     ]
@@ -473,6 +530,71 @@ def test_a_base_that_has_changed_or_moved_is_told(lora, chain, tmp_path):
     told = problems(models.load, adapter, base=tmp_path / "run" / "final")
     assert "its base is not the one recorded" in told
     assert models.load(adapter, base=tmp_path / "run" / "final", verify=False).config.vocab_size == 512
+
+
+@pytest.mark.parametrize(
+    "digests", [None, ["x"], {}, {"kind": "model"}, {"kind": "model", "content_digest": 3}], ids=str
+)
+def test_a_manifest_that_names_no_base_by_digest_is_refused(lora, tmp_path, digests):
+    shutil.copytree(lora / "final", tmp_path / "final")
+    document = json_of(lora)
+    document["facts"]["adapter"]["base"] = digests
+    document["parents"].append({"path": "x", "kind": "model", "content_digest": 3})
+    (tmp_path / "final" / manifest.MANIFEST).write_text(json.dumps(document))
+    assert "names no base. Give an adapter of this toolkit." in problems(models.load, tmp_path / "final")
+
+
+@pytest.fixture(scope="module")
+def on_foreign(chain, fork_server, tmp_path_factory) -> Path:
+    """A folder with a base without a manifest, an adapter of peft's on it, and a run on top of both."""
+    root = tmp_path_factory.mktemp("on_foreign")
+    shutil.copytree(chain / "run" / "final", root / "base")
+    for name in (manifest.MANIFEST, manifest.SUMS, manifest.CONFIG):
+        (root / "base" / name).unlink()
+    model = AutoModelForCausalLM.from_pretrained(root / "base")
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_fc"], fan_in_fan_out=True)
+    peft.get_peft_model(model, settings).save_pretrained(root / "foreign")
+    argv = [*lora_argv(chain, root / "run"), f"model.path={root}/foreign", "training.max_steps=1"]
+    job = fork_server.run("train", argv)
+    assert job.codes == [0], job.output
+    return root
+
+
+def test_the_base_of_an_adapter_from_elsewhere_is_checked_by_what_was_trained_on_it(on_foreign, tmp_path):
+    shutil.copytree(on_foreign, tmp_path / "moved", symlinks=True)
+    rewrite(tmp_path / "moved" / "foreign", base_model_name_or_path=str(tmp_path / "moved" / "base"))
+    final = on_foreign / "run" / "final"
+    assert bases.chain(final, verify=True, key="k")[1:] == [on_foreign / "foreign", on_foreign / "base"]
+    weights = on_foreign / "base" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    try:
+        assert "is not the one recorded: its files have changed" in problems(models.load, final)
+        assert len(bases.chain(final, verify=False, key="k")) == 3
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_a_start_without_a_tokenizer_is_held_to_that_of_its_base(on_foreign, chain, fork_server, tmp_path):
+    """The data's tokenizer has as many ids, which mean other text."""
+    source = "sources=[{path: README.md}]"
+    run_script("train_tokenizer", f"output_dir={tmp_path}/tokenizer", source, "vocab_size=512")
+    options = [f"tokenizer={tmp_path}/tokenizer", source, "split={ratios: {train: 1.0}}"]
+    run_script("prepare_data", f"output_dir={tmp_path}/data", *options)
+    argv = lora_argv(chain, tmp_path / "run", f"data.dataset={tmp_path}/data", "data.validation_split=null")
+    job = fork_server.run("train", [*argv, f"model.path={on_foreign}/foreign"])
+    assert job.codes == [2], job.output
+    assert f"which is neither the one in '{on_foreign}/base'" in job.output
+
+
+def test_an_adapter_from_elsewhere_is_scored_and_continues_a_prompt(on_foreign, chain, fork_server, tmp_path):
+    argv = [f"checkpoint={on_foreign}/foreign", f"dataset={chain}/dataset", "max_windows=4"]
+    job = fork_server.run("evaluate", [*argv, f"output_dir={tmp_path}/report"])
+    assert job.codes == [0], job.output
+    digest = files.sha256_file(chain / "tokenizer" / "tokenizer.json")
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["digests"]["tokenizer"] == digest
+    job = fork_server.run("generate", [f"checkpoint={on_foreign}/foreign", "prompt=def", "max_new_tokens=3"])
+    assert job.codes == [0], job.output
 
 
 # --- how much it learns ---------------------------------------------------------------------------------------------

@@ -301,6 +301,18 @@ def test_early_stopping_ends_the_run_where_its_rule_says(unbroken):
     assert json.loads((unbroken / "final" / "manifest.json").read_text())["facts"]["step"] == ends[0]
 
 
+@pytest.mark.parametrize(("evaluate_every", "saves"), [(3, [3, 6]), (4, [3, 6, 8])])
+def test_an_end_by_an_evaluation_saves_a_step_that_is_not_saved_yet(fork_server, tiny, tmp_path, evaluate_every, saves):
+    """And never twice: the first would go before the second has its name, and with keep_last = 1 it is the only one."""
+    stop = "callbacks.early_stopping={patience: 1, min_delta: 10.0}"
+    more = [f"evaluation.every_steps={evaluate_every}", "checkpoint.keep_last=1", stop]
+    job = fork_server.run("train", train_argv(tiny, tmp_path / "run", *more))
+    assert job.codes == [0], job.output
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.ndjson").read_text().splitlines()]
+    assert [event["message"] for event in events if event["kind"] == "save"] == [f"step {step}" for step in saves]
+    assert metrics_of(tmp_path / "run")[-1]["step"] == saves[-1]
+
+
 def test_history_tells_the_epochs_of_the_run(unbroken):
     lines = [json.loads(line) for line in (unbroken / "history.ndjson").read_text().splitlines()]
     train = [line for line in map(json.loads, (unbroken / "metrics.ndjson").open()) if line["split"] == "train"]

@@ -301,6 +301,15 @@ def test_a_folder_that_no_stage_made_is_never_replaced(tmp_path):
         files.require_free(tmp_path / "mine", overwrite=True)
 
 
+def test_a_folder_that_is_read_is_not_written(tmp_path):
+    (tmp_path / "out" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("out")
+    for read in (tmp_path / "out", tmp_path / "out" / "inner", tmp_path / "link" / "inner"):
+        with pytest.raises(UserError, match="is read, or holds what is"):
+            files.require_apart(tmp_path / "out", [tmp_path / "other", read])
+    files.require_apart(tmp_path / "out", [tmp_path, tmp_path / "outer"])
+
+
 def test_sweep_does_not_stumble_over_a_file_that_goes_by_itself(tmp_path, monkeypatch):
     """The probe of a second run, which will be refused, while the first one, which holds the folder, starts."""
     (tmp_path / f"{files.TEMPORARY_PREFIX}probe-1").touch()

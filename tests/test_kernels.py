@@ -36,7 +36,7 @@ def test_gradient_checkpointing_changes_no_number(chain, fork_server, tmp_path, 
         argv = train_argv(chain, tmp_path / name, *SHORT)
         if adapter:
             argv = [argument for argument in argv if not argument.startswith("model.config")]
-            peft = "peft={r: 2, target_modules: [c_attn], fan_in_fan_out: true, lora_dropout: 0.1}"
+            peft = "peft={r: 2, target_modules: [c_attn], lora_dropout: 0.1}"
             argv += [f"model.path={chain}/run/final", peft]
         on = str(name == "checkpointed").lower()
         job = fork_server.run("train", [*argv, f"training.gradient_checkpointing={on}"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+import torch
 from conftest import ROOT, train_argv
 from pydantic import Field
 from test_run import config
@@ -302,6 +303,18 @@ def test_the_example_of_the_page_runs_and_is_recorded(train_script, fork_server,
     assert json.loads(end)["reason"].startswith("spike_guard: gradient norm ")
 
 
+def test_an_option_that_is_let_drift_has_its_effect(train_script, fork_server, tiny, tmp_path):
+    """torch's load_state_dict brings back the options of the parameter groups along with the moments."""
+    argv = train_argv(tiny, tmp_path / "run", "optimizer.name=nadam", "training.max_steps=3")
+    assert fork_server.run(train_script, [*argv, "training.stop_at_step=1"]).codes == [75]
+    more = ["optimizer.options.momentum_decay=0.5", "allow_drift=[optimizer.options]"]
+    job = fork_server.run(train_script, [*argv, *more])
+    assert job.codes == [0], job.output
+    [path] = (tmp_path / "run" / "checkpoints").glob("step-*3/optimizer.bin")
+    groups = torch.load(path, weights_only=True)["param_groups"]
+    assert [group["momentum_decay"] for group in groups] == [0.5, 0.5]
+
+
 def test_a_callback_that_raises_ends_the_run_and_the_checkpoint_stands(train_script, fork_server, tiny, tmp_path):
     argv = train_argv(tiny, tmp_path / "run", "training.max_steps=6", "callbacks.raises={}")
     job = fork_server.run(train_script, argv)
@@ -324,7 +337,5 @@ def test_a_callback_that_raises_ends_the_run_and_the_checkpoint_stands(train_scr
     ],
 )
 def test_an_optimizer_that_breaks_the_contract_is_named(here, name, words):
-    import torch
-
     with pytest.raises(UserError, match=words):
         optim.build(config(optimizer=Optimizer(name=name)), torch.nn.Linear(2, 2))

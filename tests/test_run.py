@@ -408,7 +408,13 @@ def test_nonfinite_gradient_stops_the_run_or_is_noted(tmp_path):
     with pytest.raises(UserError, match=r"gradient norm is nan at step 3. The checkpoint of step 2 stands"):
         run.on_nonfinite(config(), events, step=3, grad_norm=math.nan, saved_step=2)
     run.on_nonfinite(config(on_nonfinite="skip"), events, step=4, grad_norm=math.inf, saved_step=-1)
-    assert len((tmp_path / "events.ndjson").read_text().splitlines()) == 2
+    run.on_nonfinite(config(on_nonfinite="skip"), events, step=5, grad_norm=0.5, saved_step=-1)
+    messages = [json.loads(line)["message"] for line in (tmp_path / "events.ndjson").read_text().splitlines()]
+    assert messages == [
+        "the gradient norm is nan at step 3",
+        "the gradient norm is inf at step 4",
+        "the loss is not finite at step 5",
+    ]
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------

@@ -340,6 +340,16 @@ def test_a_mistake_with_a_base_is_told_and_leaves_no_folder(shared, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_is_not_replaced_by_what_is_made_of_it(shared, tmp_path):
+    shutil.copytree(shared / "models" / "stories260K", tmp_path / "base")
+    extend(tmp_path / "base", tmp_path / "out")
+    argv = [f"base={tmp_path}/out", "special_tokens.additional=[<|x|>]", f"output_dir={tmp_path}/out", "overwrite=true"]
+    told = problems(lambda: run_script("train_tokenizer", *argv))
+    assert (
+        told == f"output_dir = '{tmp_path}/out': is read, or holds what is ('{tmp_path}/out'). Choose another folder."
+    )
+
+
 def test_a_template_that_is_none_is_told(shared, tmp_path):
     (tmp_path / "bad.jinja").write_text("{% for %}")
     told = problems(extend, shared / "models" / "stories260K", tmp_path / "out", f"chat_template={tmp_path}/bad.jinja")

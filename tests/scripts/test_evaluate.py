@@ -47,6 +47,13 @@ def test_64_windows_of_alice_do_not_depend_on_the_batch_size(fork_server, shared
     assert max(losses) - min(losses) < 1e-5
 
 
+def test_what_is_scored_is_not_replaced_by_the_report(chain):
+    for read in (chain / "run" / "final", chain / "dataset"):
+        with pytest.raises(UserError, match="is read, or holds what is"):
+            run_script("evaluate", f"checkpoint={chain}/run", f"output_dir={read}", "overwrite=true")
+        assert (read / "manifest.json").exists()
+
+
 @pytest.mark.distributed
 def test_two_processes_give_the_report_of_one(fork_server, chain, tmp_path):
     argv = [f"checkpoint={chain}/run", f"output_dir={tmp_path}/two", "batch_size=64"]

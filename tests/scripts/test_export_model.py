@@ -122,6 +122,71 @@ def test_a_plain_model_is_exported_too(chain, fork_server, tmp_path):
     assert torch.equal(logits(first), logits(second))
 
 
+def test_the_card_names_what_training_started_from(exported, lora, chain, fork_server, tmp_path):
+    """Of an export of an export as well."""
+    argv = [a for a in train_argv(chain, tmp_path / "full") if not a.startswith("model.config=")]
+    job = fork_server.run("train", [*argv, f"model.path={exported}", "training.max_steps=1"])
+    assert job.codes == [0], job.output
+    export(fork_server, tmp_path / "first", f"checkpoint={tmp_path}/full")
+    export(fork_server, tmp_path / "second", f"checkpoint={tmp_path}/first", "dtype=bfloat16")
+    for folder, starts in (("first", 3), ("second", 4)):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert card.count("| start | ") == starts  # full/final of the second, the exported, its adapter, its base
+        for name in (exported, lora / "final", chain / "run" / "final"):
+            assert manifest.read(name)["content_digest"] in card
+        assert "- full/final: 1 steps\n" in card
+        assert "- lora/final: 6 steps\n" in card
+        assert card.count("| dataset | ") == 1
+        assert card.count(manifest.read(chain / "tokenizer")["content_digest"]) == 0
+
+
+def test_weights_too_large_for_float16_are_refused(chain, fork_server, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(chain / "run" / "final")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path / "large")
+    argv = [f"checkpoint={tmp_path}/large", f"output_dir={tmp_path}/e"]
+    job = fork_server.run("export_model", [*argv, "dtype=float16"])
+    assert job.codes == [2]
+    assert "c_fc.weight holds values that are not finite in float16. Take bfloat16." in job.output
+    export(fork_server, tmp_path / "e", *argv, "dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "says"),
+    [
+        ({"eos_token_id": [2, 5], "do_sample": True}, {"eos_token_id": [2, 5], "do_sample": True}, ""),
+        ({"eos_token_id": [7, 5]}, {"eos_token_id": 2}, ""),
+        ({"do_sample": False}, {"eos_token_id": 2}, "generation_config.json holds special ids alone"),
+    ],
+)  # fmt: skip
+def test_the_generation_settings_of_a_base_stay_where_they_can(chain, fork_server, tmp_path, settings, kept, says):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(chain / "run" / "final" / name, base)
+    temperature = {"temperature": 0.6} if "do_sample" in settings else {}
+    (base / "generation_config.json").write_text(json.dumps(settings | temperature))
+    assert says in export(fork_server, tmp_path / "e", f"checkpoint={base}")
+    written = json.loads((tmp_path / "e" / "generation_config.json").read_text())
+    assert {name: written[name] for name in kept} == kept
+    assert ("temperature" in written) == ("do_sample" in kept)
+
+
+def test_what_is_read_is_not_replaced(exported, chain, fork_server, tmp_path):
+    shutil.copytree(exported, tmp_path / "e")
+    job = fork_server.run("export_model", [f"checkpoint={tmp_path}/e", f"output_dir={tmp_path}/e", "overwrite=true"])
+    assert job.codes == [2]
+    assert f"output_dir = '{tmp_path}/e': is read, or holds what is" in job.output
+    assert manifest.problems_of(tmp_path / "e") == []
+
+
+def test_a_base_for_what_is_no_adapter_is_refused(exported, chain, fork_server, tmp_path):
+    job = fork_server.run("export_model", [f"checkpoint={exported}", f"base={chain}/run", f"output_dir={tmp_path}/e"])
+    assert job.codes == [2]
+    assert f"command line: base: '{exported}' is no adapter, so it has no base. Remove it." in job.output
+
+
 def test_a_moved_base_is_given(exported, lora, chain, fork_server, tmp_path):
     shutil.copytree(lora / "final", tmp_path / "over" / "there" / "adapter")
     shutil.copytree(chain / "run" / "final", tmp_path / "base")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, load_script, metrics_of, train_argv
 
 from codex_accel import run_folder
@@ -132,6 +133,26 @@ def test_a_diverging_run_stops_and_says_where_to_go_on(fork_server, chain, tmp_p
     assert job.codes == [2], job.output
     assert "the gradient norm is" in job.output
     assert "on_nonfinite=skip" in job.output
+
+
+def test_bad_losses_in_fp16_are_skipped_one_after_the_other(fork_server, chain, tmp_path):
+    """The first step ruins the weights, so every loss after it is NaN; the scaler has seen all those gradients."""
+    wild = ["optimizer.learning_rate=1e30", "training.mixed_precision=fp16", "training.on_nonfinite=skip"]
+    argv = train_argv(chain, tmp_path / "run", *wild, "training.max_steps=4", "evaluation.every_steps=null")
+    job = fork_server.run(ROOT / "tests" / "forced_scaler.py", argv)
+    assert job.codes == [0], job.output
+    folder = run_folder.checkpoint_path(tmp_path / "run", 4)
+    assert json.loads((folder / "trainer_state.json").read_text())["num_skipped"] == 3
+    assert torch.load(folder / "scaler.pt", weights_only=True)["scale"] == 65536, "the loss was bad, not its scale"
+    assert "3 of them without an update" in job.output
+
+
+def test_fp16_without_a_gpu_is_refused(fork_server, chain, tmp_path):
+    """Accelerate would train in float32 and say fp16."""
+    job = fork_server.run("train", train_argv(chain, tmp_path / "run", "training.mixed_precision=fp16"))
+    assert job.codes == [2], job.output
+    told = "training.mixed_precision: fp16 needs a GPU, and this run computes on cpu. Take bf16 or no."
+    assert job.output.splitlines()[-1] == f"error: command line: {told}"
 
 
 def test_a_checkpoint_whose_evaluation_is_no_number_is_never_among_the_best(fork_server, chain, tmp_path):
