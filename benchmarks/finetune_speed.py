@@ -122,7 +122,7 @@ def report(run: list[Contender], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    options = contenders.arguments(__doc__, steps=10, repeats=3).parse_args()
+    options = contenders.arguments(__doc__, steps=40, repeats=2).parse_args()
     if options.quick:
         options.repeats, options.steps = 1, 3
     options.folder, options.peers_dir = options.folder.absolute(), options.peers_dir.absolute()
