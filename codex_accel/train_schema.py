@@ -117,7 +117,7 @@ class Training(Section):
         1.0, description="Clip the gradient norm to this; null: never"
     )
     loss_chunk_rows: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Rows of logits made at a time; 0: all; null: 512 from a vocabulary of 8192 on (16384 if compiled)"
+        None, description="Rows of logits made at a time; 0: all; null: 512 from 8192 ids on (16384 if compiled)"
     )
     device: Literal["auto", "cpu", "cuda"] = DEVICE
     gradient_checkpointing: bool = Field(
