@@ -20,8 +20,9 @@ import pydantic
 from codex_accel import plugins, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
+from codex_accel.evaluate_schema import GenerateConfig
 from codex_accel.events import LineLog
-from codex_accel.schema import GenerateConfig, Positive
+from codex_accel.schema import Positive
 from codex_accel.train_schema import TrainConfig
 
 MOMENTS = ("on_step", "on_evaluate", "on_save", "on_end")

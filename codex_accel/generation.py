@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from codex_accel.errors import UserError
-from codex_accel.schema import GenerateConfig
+from codex_accel.evaluate_schema import GenerateConfig
 from codex_accel.tokenizer import Tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Every key of every stage but training: its type, range, default and meaning, in one line each.
+"""Every key of every stage but training and evaluation: its type, range, default and meaning, in one line each.
 
 Rule: the line here is the documentation everywhere: `--help`, `configs/base/`, the JSON Schema and the error messages
 are made from it. Nothing here imports torch or a model library.
@@ -60,19 +60,20 @@ class Source(Section):
         return self
 
 
-def _output(what: str) -> Any:
+def output(what: str) -> Any:
+    """The key output_dir of a stage that writes `what`."""
     return Field(description=f"Folder to write {what} to; it appears only when whole")
 
 
-_OVERWRITE = Field(False, description="Replace output_dir if it exists")
+OVERWRITE = Field(False, description="Replace output_dir if it exists")
 DEVICE: Any = Field("auto", description="auto: a GPU if there is one, else the CPU")
 
 
 class CorpusConfig(StageConfig):
     """Keys of scripts/quickstart_corpus.py."""
 
-    output_dir: NonEmpty = _output("modules.jsonl and functions.jsonl")
-    overwrite: bool = _OVERWRITE
+    output_dir: NonEmpty = output("modules.jsonl and functions.jsonl")
+    overwrite: bool = OVERWRITE
     max_modules: Positive | None = Field(None, description="Stop after this many modules; null takes all")
 
 
@@ -98,8 +99,8 @@ class SpecialTokens(Section):
 class TokenizerConfig(StageConfig):
     """Keys of scripts/train_tokenizer.py."""
 
-    output_dir: NonEmpty = _output("the tokenizer")
-    overwrite: bool = _OVERWRITE
+    output_dir: NonEmpty = output("the tokenizer")
+    overwrite: bool = OVERWRITE
     sources: list[Source] = Field([], description="What to train on")
     base: str | None = Field(
         None,
@@ -227,8 +228,8 @@ Sources = list[Source]  # `list` is a key below
 class PrepareConfig(StageConfig):
     """Keys of scripts/prepare_data.py."""
 
-    output_dir: NonEmpty = _output("the dataset")
-    overwrite: bool = _OVERWRITE
+    output_dir: NonEmpty = output("the dataset")
+    overwrite: bool = OVERWRITE
     dry_run: bool = Field(False, description="Print what would be read and stop; nothing is written")
     list: bool = Field(False, description="Print the prepared datasets beside output_dir with their sizes, and stop")
     list_split: str | None = Field(None, description="Print the record ids of this split of output_dir, and stop")
@@ -260,64 +261,12 @@ class PrepareConfig(StageConfig):
     )
 
 
-class EvaluateConfig(StageConfig):
-    """Keys of scripts/evaluate.py."""
-
-    checkpoint: NonEmpty = Field(description="Checkpoint, model or run folder, or any local from_pretrained folder")
-    output_dir: NonEmpty = _output("the report")
-    overwrite: bool = _OVERWRITE
-    dataset: str | None = Field(None, description="Prepared dataset; null: the one that the checkpoint was trained on")
-    split: NonEmpty = Field("test", description="Split of the dataset")
-    file: Source | None = Field(None, description="Score this raw file instead of a dataset")
-    add_bos: bool = Field(True, description="Put BOS before each document of a raw file, if the tokenizer has it")
-    add_eos: bool = Field(False, description="Put EOS after each document of a raw file, as a target")
-    context_length: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Tokens in one window; null: the model's own"
-    )
-    stride: Positive | None = Field(None, description="Targets scored in each window after the first; null: all of it")
-    batch_size: Positive = Field(16, description="Windows in one forward pass; does not change the numbers")
-    max_windows: Positive | None = Field(None, description="Score this many windows, spread evenly; null: all")
-    compression: bool = Field(False, description="Report zlib -9 and lzma bits per byte of the same documents too")
-    device: Literal["auto", "cpu", "cuda"] = DEVICE
-
-    @model_validator(mode="after")
-    def _compression_needs_all(self) -> "EvaluateConfig":
-        if self.compression and self.max_windows is not None:
-            raise ValueError("compression compares whole documents, so it needs max_windows = null.")
-        return self
-
-
-class GenerateConfig(StageConfig):
-    """Keys of scripts/generate.py."""
-
-    checkpoint: NonEmpty = Field(description="Checkpoint, model or run folder, or any local from_pretrained folder")
-    prompt: str = Field("", description="Text to go on from; empty: from the BOS token")
-    max_new_tokens: Positive = Field(128, description="Tokens to add at most")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: greedy; 1: the model's own distribution")
-    top_k: Positive | None = Field(None, description="Draw from the k likeliest tokens only")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Draw from the likeliest tokens of this total probability"
-    )
-    seed: int = Field(0, description="Seed of the draws")
-    device: Literal["auto", "cpu", "cuda"] = DEVICE
-
-    @model_validator(mode="after")
-    def _sampling(self) -> "GenerateConfig":
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise ValueError("prompt holds bytes that are not UTF-8. Give plain text.") from None
-        if 0 < self.temperature < 1e-4:
-            raise ValueError(f"temperature = {self.temperature} is too small to divide by. Use 0 for greedy.")
-        return self
-
-
 class ExportConfig(StageConfig):
     """Keys of scripts/export_model.py."""
 
     checkpoint: NonEmpty = Field(description="Checkpoint, model, adapter or run folder, or any local adapter folder")
-    output_dir: NonEmpty = _output("the model")
-    overwrite: bool = _OVERWRITE
+    output_dir: NonEmpty = output("the model")
+    overwrite: bool = OVERWRITE
     base: str | None = Field(None, description="Where the adapter's base lies now; null: where its manifest says")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the weights; the adapter is added in float32 and the sum is rounded"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from codex_accel import cli, files, offline, progress
 from codex_accel.errors import UserError
-from codex_accel.schema import EvaluateConfig
+from codex_accel.evaluate_schema import EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

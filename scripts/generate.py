@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codex_accel import cli, offline
 from codex_accel.errors import UserError
-from codex_accel.schema import GenerateConfig
+from codex_accel.evaluate_schema import GenerateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

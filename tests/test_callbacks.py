@@ -17,9 +17,9 @@ from codex_accel import tokenizer as tokenizers
 from codex_accel.callbacks import Moment
 from codex_accel.checkpoint import TrainerState
 from codex_accel.errors import UserError
+from codex_accel.evaluate_schema import GenerateConfig
 from codex_accel.events import LineLog
 from codex_accel.preemption import Preempted
-from codex_accel.schema import GenerateConfig
 from codex_accel.train_schema import Evaluation
 
 ALONE = types.SimpleNamespace(num_processes=1, is_main_process=True)  # what `call` asks of an accelerator

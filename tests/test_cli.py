@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from codex_accel import cli, schema
+from codex_accel import cli, evaluate_schema, schema
 from codex_accel.config import StageConfig, keys_of, load
 from codex_accel.errors import UserError
 from codex_accel.yaml_reader import read_yaml
@@ -40,7 +40,7 @@ import atexit, sys
 
 from codex_accel import cli
 from codex_accel.errors import UserError
-from codex_accel.schema import GenerateConfig
+from codex_accel.evaluate_schema import GenerateConfig
 
 
 def main(argv=None):
@@ -81,7 +81,7 @@ def start(stage: Path, *arguments: str | Path, **environment: str) -> tuple[int,
     return done.returncode, done.stdout, [line for line in lines if not line.startswith("MODULES ")], modules
 
 
-def parse(*arguments: str, root=schema.GenerateConfig, positional: Sequence[str] = ("checkpoint",)):
+def parse(*arguments: str, root=evaluate_schema.GenerateConfig, positional: Sequence[str] = ("checkpoint",)):
     return cli.parse(root, arguments, doc="Doc.", stage="stage", positional=positional)
 
 

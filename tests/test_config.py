@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codex_accel import config as configuration
-from codex_accel import schema, train_schema
+from codex_accel import evaluate_schema, schema, train_schema
 from codex_accel.config import RENAMED, StageConfig, keys_of, load, to_yaml, to_yaml_value
 from codex_accel.errors import UserError
 from codex_accel.yaml_reader import Reader
@@ -377,7 +377,7 @@ def test_float_and_text_are_read_as_they_look(path):
 @pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999"])
 def test_non_finite_number_is_refused_with_the_value_that_was_written(path, number):
     path.write_text(f"checkpoint: a\ntemperature: {number}\n")
-    problems = refused(schema.GenerateConfig, path)
+    problems = refused(evaluate_schema.GenerateConfig, path)
     assert problems[0].startswith(f"{path}:2: temperature = {number}: ")
     assert all("temperature = 0.0" not in problem for problem in problems)
 
@@ -403,13 +403,13 @@ def test_command_line_wins_over_the_file(path):
 
 
 def test_last_value_on_the_command_line_wins():
-    config = load(schema.GenerateConfig, path=None, overrides=[("checkpoint", "a"), ("checkpoint", "b")])
+    config = load(evaluate_schema.GenerateConfig, path=None, overrides=[("checkpoint", "a"), ("checkpoint", "b")])
     assert config.checkpoint == "b"
 
 
 def test_override_says_command_line_and_the_file_says_its_line(path):
     write(path, {"checkpoint": "a", "seed": "x"})
-    assert refused(schema.GenerateConfig, path, ("top_k", "0")) == [
+    assert refused(evaluate_schema.GenerateConfig, path, ("top_k", "0")) == [
         "command line: top_k = 0: should be greater than 0.",
         f"{path}:2: seed = 'x': should be a valid integer, not str.",
     ]
@@ -419,7 +419,7 @@ def test_override_says_command_line_and_the_file_says_its_line(path):
     "text", ["a: [b", "3", "true", "1e5", "no", "", " two  words ", "{x}", "*a", "# no", "é\n", "'q'"]
 )
 def test_text_key_on_the_command_line_is_literal(text):
-    config = load(schema.GenerateConfig, path=None, overrides=[("checkpoint", "a"), ("prompt", text)])
+    config = load(evaluate_schema.GenerateConfig, path=None, overrides=[("checkpoint", "a"), ("prompt", text)])
     assert config.prompt == text
 
 
@@ -509,9 +509,11 @@ TEXTS = st.one_of(
     top_k=st.none() | st.integers(1, 10**9),
 )
 def test_any_values_survive_to_yaml(path, prompt, temperature, seed, top_k):
-    config = schema.GenerateConfig(checkpoint="a", prompt=prompt, temperature=temperature, seed=seed, top_k=top_k)
+    config = evaluate_schema.GenerateConfig(
+        checkpoint="a", prompt=prompt, temperature=temperature, seed=seed, top_k=top_k
+    )
     path.write_text(to_yaml(config), encoding="utf-8")
-    assert load(schema.GenerateConfig, path=path).model_dump() == config.model_dump()
+    assert load(evaluate_schema.GenerateConfig, path=path).model_dump() == config.model_dump()
 
 
 JSON_VALUES = st.recursive(
@@ -557,7 +559,7 @@ def test_keys_unfold_sections_and_lists():
     assert names[:4] == ["schema_version", "allow_network", "verify", "output_dir"]
     assert {"sources", "sources[].path", "special_tokens.pad"} <= set(names)
     assert "special_tokens" not in names
-    assert "file.path" in [key.key for key in keys_of(schema.EvaluateConfig)]
+    assert "file.path" in [key.key for key in keys_of(evaluate_schema.EvaluateConfig)]
 
 
 def test_type_and_default_are_told_in_words():

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from codex_accel import generation, tokenizer
 from codex_accel import model as models
 from codex_accel.errors import UserError
-from codex_accel.schema import GenerateConfig
+from codex_accel.evaluate_schema import GenerateConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ TORCH_FREE = (
     "errors", "offline", "yaml_reader", "config", "cli", "schema", "files", "provenance", "manifest", "seeds", "order",
     "schedule", "events", "sources", "lines", "reasons", "json_values", "tables", "parquet", "formats", "records",
     "splits", "packing_cost", "packing_plan", "dataset_page", "run_folder", "retention", "identity", "preemption",
-    "train_schema", "starts", "plugins", "callbacks", "optim", "tracking", "telemetry", "model_card", "compiler",
+    "train_schema", "evaluate_schema", "starts", "plugins", "callbacks", "optim", "tracking", "telemetry", "model_card",
+    "compiler",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from codex_accel import cli, config, schema, train_schema
+from codex_accel import cli, config, evaluate_schema, schema, train_schema
 from codex_accel.errors import UserError
 
 MODELS = {
@@ -17,8 +17,8 @@ MODELS = {
     "prepare_functions": schema.PrepareConfig,
     "train": train_schema.TrainConfig,
     "train_llama": train_schema.TrainConfig,
-    "evaluate": schema.EvaluateConfig,
-    "generate": schema.GenerateConfig,
+    "evaluate": evaluate_schema.EvaluateConfig,
+    "generate": evaluate_schema.GenerateConfig,
     "export_model": schema.ExportConfig,
     "verify": schema.VerifyConfig,
     "checkpoints": schema.CheckpointsConfig,
