@@ -5,12 +5,11 @@ never stopped. `CALLBACKS` is extended by the entry points `codex_accel.callback
 is needed.
 """
 
-import contextlib
 import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -196,10 +195,10 @@ def sample_texts(
     Each prompt has draws of its own, which are the same at each evaluation.
     """
     _require_validation(config, "sample_texts")
-    shared: dict[str, Any] = {"checkpoint": "x", "max_new_tokens": max_new_tokens, "temperature": temperature}
-    draws = [seeds.derive(seed, "sample", number) for number in range(len(prompts))]
+    shared: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     try:
-        wanted = [GenerateConfig(prompt=p, seed=draw, **shared) for p, draw in zip(prompts, draws, strict=True)]
+        for prompt in prompts:
+            GenerateConfig(checkpoint="x", prompt=prompt, **shared)
     except pydantic.ValidationError as error:
         what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise UserError(config.problem("callbacks.sample_texts", what)) from None
@@ -215,14 +214,19 @@ def sample_texts(
         if moment.values["split"] != config.data.validation_split:
             return
         from codex_accel import generation
+        from codex_accel.prompts import encode_prompt
 
         begin(moment)
         assert log is not None
         moment.model.eval()  # the loop goes back to training mode
-        with _own_generation_config(moment.model):
-            for asked in wanted:
-                text = generation.generate(moment.model, moment.tokenizer, asked)["text"]
-                log.write({"step": moment.state.step, "prompt": asked.prompt, "text": text})
+        wanted = [
+            generation.Request(
+                encode_prompt(moment.tokenizer, prompt), seed=seeds.derive(seed, "sample", number), **shared
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        for prompt, found in zip(prompts, generation.generate(moment.model, moment.tokenizer, wanted), strict=True):
+            log.write({"step": moment.state.step, "prompt": prompt, "text": found.text})
         log.sync()
 
     return {"on_step": begin, "on_evaluate": sample}
@@ -314,20 +318,6 @@ def _require_room(moment: Moment, prompts: list[str], max_new_tokens: int) -> No
             )
             what += f" Take {max(0, longest - length)} at most."
             raise UserError(moment.config.problem("callbacks.sample_texts.max_new_tokens", what))
-
-
-@contextlib.contextmanager
-def _own_generation_config(model: Any) -> Iterator[None]:
-    """Put back the generation_config of every module, which goes into the checkpoints and which sampling replaces."""
-    name = "generation_config"
-    before = {module: vars(module)[name] for module in model.modules() if name in vars(module)}
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            vars(module).pop(name, None)
-        for module, value in before.items():
-            vars(module)[name] = value
 
 
 def _lines_before(moment: Moment, file_name: str, key: str, limit: int) -> LineLog:

@@ -15,6 +15,7 @@ pattern; with the headers of Llama 3 and the pattern of GPT-2, which parts two n
 """
 
 import bisect
+import dataclasses
 import functools
 import itertools
 import re
@@ -65,8 +66,48 @@ def template(
     The function raises ValueError, with a reason that does not repeat the data, for messages that the template refuses
     or leaves out, or without a target. Raises: UserError if the template is not Jinja, or depends on time or chance.
     """
+    loaded = _load(source_text, special_tokens, where, variables, strip_left, strip_right)
+    return functools.partial(_parts, loaded)
+
+
+def prompt_template(
+    source_text: str,
+    special_tokens: Collection[str],
+    *,
+    where: str,
+    variables: Mapping[str, str] | None = None,
+    strip_left: Collection[str] = (),
+    strip_right: Collection[str] = (),
+) -> Render:
+    """As `template`, but of messages that wait for an answer: the rendering ends where the assistant's words begin.
+
+    No part is a target. The function raises ValueError if the last message is the assistant's.
+    """
+    loaded = _load(source_text, special_tokens, where, variables, strip_left, strip_right)
+    return functools.partial(_prompt_parts, dataclasses.replace(loaded, has_blocks=False))
+
+
+def turn_end(render: Render) -> str | None:
+    """Name of the special token that ends the assistant's words in the rendering of `template`; None without one."""
+    answer = "zq1qz"
+    try:
+        parts = render([{"role": "user", "content": "zq0qz"}, {"role": "assistant", "content": answer}])
+    except ValueError:
+        return None
+    after = itertools.dropwhile(lambda part: answer not in part.text, parts)
+    return next((part.text for part in after if part.is_special), None)
+
+
+def _load(
+    source_text: str,
+    special_tokens: Collection[str],
+    where: str,
+    variables: Mapping[str, str] | None,
+    strip_left: Collection[str],
+    strip_right: Collection[str],
+) -> _Template:
     longest_first = sorted(filter(None, special_tokens), key=lambda name: (-len(name), name))
-    loaded = _Template(
+    return _Template(
         source_text,
         where,
         has_blocks=_has_generation_blocks(source_text, where),
@@ -75,7 +116,6 @@ def template(
         strip_left=frozenset(strip_left),
         strip_right=frozenset(strip_right),
     )
-    return functools.partial(_parts, loaded)
 
 
 def ends(parts: tuple[Part, ...], *, bos: str | None, eos: str | None) -> tuple[bool, bool]:
@@ -103,24 +143,44 @@ def _has_generation_blocks(source_text: str, where: str) -> bool:
 
 
 def _parts(template_: _Template, messages: Messages) -> tuple[Part, ...]:
-    for number, message in enumerate(messages, 1):
-        role = message.get("role")
-        if role not in ROLES and not re.search(rf"""(['"]){re.escape(str(role))}\1""", template_.source_text):
-            known = ", ".join(ROLES)
-            raise ValueError(f"unknown role: that of message {number} is none of {known}, and not in the chat template")
+    _require_roles(template_, messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no assistant message, so nothing is a target")
     messages, names = _hide(template_, messages)
     rendering, spans = _render(template_, messages)
-    missing = _left_out(template_, tuple((m["role"], *sorted(m.keys() - {"role"})) for m in messages))
-    if missing is not None:
-        raise ValueError(f"left out by the chat template: message {missing}, of role {messages[missing - 1]['role']}")
+    _require_all(template_, messages)
     if not template_.has_blocks:
         spans = _by_prefixes(template_, messages, rendering)
     parts = tuple(_cut(template_, rendering, spans, names))
     if not any(part.is_target for part in parts):
         raise ValueError("no target in what the chat template renders")
     return parts
+
+
+def _prompt_parts(template_: _Template, messages: Messages) -> tuple[Part, ...]:
+    _require_roles(template_, messages)
+    if not messages or messages[-1]["role"] == "assistant":
+        raise ValueError("nothing to answer: the last message is the assistant's, or there is none")
+    messages, names = _hide(template_, messages)
+    rendering = _render(template_, messages, add_generation_prompt=True)[0]
+    _require_all(template_, messages)
+    if not rendering:
+        raise ValueError("nothing in what the chat template renders")
+    return tuple(_cut(template_, rendering, [], names))
+
+
+def _require_roles(template_: _Template, messages: Messages) -> None:
+    for number, message in enumerate(messages, 1):
+        role = message.get("role")
+        if role not in ROLES and not re.search(rf"""(['"]){re.escape(str(role))}\1""", template_.source_text):
+            known = ", ".join(ROLES)
+            raise ValueError(f"unknown role: that of message {number} is none of {known}, and not in the chat template")
+
+
+def _require_all(template_: _Template, messages: Messages) -> None:
+    missing = _left_out(template_, tuple((m["role"], *sorted(m.keys() - {"role"})) for m in messages))
+    if missing is not None:
+        raise ValueError(f"left out by the chat template: message {missing}, of role {messages[missing - 1]['role']}")
 
 
 def _hide(template_: _Template, messages: Messages) -> tuple[Messages, dict[int, str]]:

@@ -146,13 +146,21 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def _model_at(model: type[Section], path: KeyPath) -> type[Section] | None:
     """The section class that stands at `path` below `model`."""
     current: Any = model
+    is_name = False  # of a section in a mapping
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue  # a list or mapping was already unwrapped to its section
         if not (isinstance(current, type) and issubclass(current, Section)) or part not in current.model_fields:
             return None
-        current = section_of(current.model_fields[part].annotation)
+        annotation = current.model_fields[part].annotation
+        current, is_name = section_of(annotation), typing.get_origin(annotation) is dict
     return current if isinstance(current, type) and issubclass(current, Section) else None
+
+
+def _is_mapping(field: Any) -> bool:
+    """Whether a field holds sections by name."""
+    return typing.get_origin(field.annotation) is dict and section_of(field.annotation) is not None
 
 
 def is_section(annotation: Any) -> bool:
@@ -178,6 +186,8 @@ def _explain(error: Any, model: type[Section], origins: dict[KeyPath, str]) -> s
         what = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"]
         return f"{_origin((), origins)}: {what}"
     where = f"{_origin(path, origins)}: {dotted(path)}"
+    if path[-1] == "[key]":
+        return f"{_origin(path, origins)}: {dotted(path[:-2])}: {value!r} is no name. Use letters, digits, - and _."
     if kind == "extra_forbidden":
         section = _model_at(model, path[:-1])
         known = list(section.model_fields) if section else []
@@ -224,8 +234,13 @@ def build(model: type[StageConfig], values: dict[str, Any], origins: dict[KeyPat
 def load(model: type[StageConfig], *, path: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Any:
     """The checked configuration of a stage from its file (or none) and the command line's `key=value` pairs."""
     values, origins, problems = read_yaml(path) if path else ({}, {}, [])
+    overrides = list(overrides)
     null_keys = {key.key for key in keys_of(model) if key.type == "text|null"}
     text_keys = {key.key for key in keys_of(model) if key.type in ("text", "text|null")}
+    for name, field in model.model_fields.items():
+        for given in {key.split(".")[1] for key, _ in overrides if key.startswith(f"{name}.") and _is_mapping(field)}:
+            for keys in (text_keys, null_keys):
+                keys |= {key.replace("<name>", given) for key in keys if key.startswith(f"{name}.<name>.")}
     problems += apply_overrides(values, origins, overrides, text_keys=text_keys, null_keys=null_keys)
     return build(model, values, origins, problems)
 
@@ -269,7 +284,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{FLOAT.
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if re.search("[\r\x85\u2028\u2029\ufeff]", text) else None
+        "tag:yaml.org,2002:str", text, style='"' if re.search("[\n\r\x85\u2028\u2029\ufeff]", text) else None
     ),
 )
 
@@ -291,7 +306,7 @@ def keys_of(model: type[Section], prefix: str = "") -> Iterator[Key]:
         shown = None if field.is_required() else to_yaml_value(default)
         yield Key(f"{prefix}{name}", _type_words(field.annotation), shown, field.description or "")
         if section is not None:
-            mark = "[]" if typing.get_origin(field.annotation) is list else ""
+            mark = {list: "[]", dict: ".<name>"}.get(typing.get_origin(field.annotation), "")  # type: ignore[arg-type]
             yield from keys_of(section, f"{prefix}{name}{mark}.")
 
 

@@ -16,6 +16,9 @@ BAD_SAMPLE: Any = Field(
 )
 
 
+TaskName = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+
+
 class Sampling(Section):
     """How text is generated."""
 
@@ -55,11 +58,16 @@ class Task(Section):
     target: str | None = Field(
         None, description="Jinja template of the reference; for choice, of the number (from 0) or text of the right one"
     )
-    references: str | None = Field(None, description="Field with a list of accepted answers, instead of target")
-    choices: NonEmpty | list[NonEmpty] | None = Field(
-        None, description="For choice: the field with a list of texts, or Jinja templates of them"
+    references: str | None = Field(
+        None, description="Jinja expression of a list of accepted answers, such as answers.text, instead of target"
     )
-    weight: str | None = Field(None, description="Field with the sample's weight in weighted_accuracy")
+    choices: NonEmpty | None = Field(
+        None, description="For choice: Jinja expression of a list of texts, such as endings, or [right, wrong]"
+    )
+    delimiter: str | None = Field(
+        None, description="Between a prompt and a choice, or the answer of an example; null: a space after a template"
+    )
+    weight: str | None = Field(None, description="Jinja expression of the sample's weight in weighted_accuracy")
     chat: bool = Field(False, description="Put the prompt into the tokenizer's chat template, as a user's message")
     system: str | None = Field(None, description="System message before it")
     few_shot: FewShot = FewShot()
@@ -103,7 +111,7 @@ class EvaluateConfig(StageConfig):
     metrics: dict[str, dict[str, Any]] = Field(
         {}, description="Metrics of predictions by name, with their settings; empty: all that need no more settings"
     )
-    tasks: dict[str, Task] = Field({}, description="Tasks by name; they are done instead of scoring a dataset")
+    tasks: dict[TaskName, Task] = Field({}, description="Tasks by name; they are done instead of scoring a dataset")
     dataset: str | None = Field(None, description="Prepared dataset; null: the one that the checkpoint was trained on")
     split: NonEmpty = Field("test", description="Split of the dataset")
     file: Source | None = Field(None, description="Score this raw file instead of a dataset")
@@ -129,6 +137,11 @@ class EvaluateConfig(StageConfig):
     seed: int = Field(0, description="Seed of the bootstrap")
     device: Literal["auto", "cpu", "cuda"] = DEVICE
 
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """The settings of the intervals."""
+        return {"confidence": self.confidence, "num_resamples": self.num_resamples, "seed": self.seed}
+
     @model_validator(mode="after")
     def _compression_needs_all(self) -> "EvaluateConfig":
         if self.compression and self.max_windows is not None:
@@ -153,21 +166,42 @@ class GenerateConfig(Sampling, StageConfig):
 
     checkpoint: NonEmpty = CHECKPOINT
     prompt: str = Field("", description="Text to go on from; empty: from the BOS token")
-    prompts: str | None = Field(
-        None, description="JSONL of prompts instead, each with `prompt` or `messages`; -: stdin"
+    prompts: NonEmpty | None = Field(
+        None, description="JSONL of prompts instead, each with `prompt` or `messages`, and any `id`; -: standard input"
     )
-    output: str | None = Field(None, description="JSONL file for the answers to prompts; null: standard output")
-    chat: bool = Field(False, description="Put the prompt into the tokenizer's chat template, as a user's message")
-    system: str | None = Field(None, description="System message before it")
+    plain: bool = Field(False, description="Lines of prompts are plain text, each a prompt; so are those of a terminal")
+    output: NonEmpty | None = Field(None, description="JSONL file for the answers to prompts; null: standard output")
+    overwrite: bool = Field(False, description="Replace the output file if it exists")
+    chat: bool = Field(False, description="Put the prompt into the chat template, as a user's message")
+    system: str | None = Field(None, description="System message before it, and before messages that begin without one")
+    chat_template: str | None = Field(
+        None, description="File with the Jinja template that renders messages; null: the tokenizer's own"
+    )
+    add_bos: bool = Field(True, description="Put BOS before the prompt, if the tokenizer has it")
     batch_tokens: Positive = Field(8192, description="Tokens of one batch, prompts and new ones together")
     device: Literal["auto", "cpu", "cuda"] = DEVICE
 
     @model_validator(mode="after")
     def _is_text(self) -> "GenerateConfig":
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise ValueError("prompt holds bytes that are not UTF-8. Give plain text.") from None
+        for key in ("prompt", "system"):
+            try:
+                (getattr(self, key) or "").encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{key} holds bytes that are not UTF-8. Give plain text.") from None
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> "GenerateConfig":
+        if self.prompts is not None and self.prompt:
+            raise ValueError("prompt and prompts are given. Give one of them.")
+        for key in ("output", "plain"):
+            if self.prompts is None and getattr(self, key):
+                raise ValueError(f"{key} needs prompts, a file of them or - for standard input.")
+        if self.overwrite and self.output is None:
+            raise ValueError("overwrite needs output, the file to replace.")
+        for key in ("system", "chat_template"):
+            if getattr(self, key) is not None and not self.chat and (self.prompts is None or self.plain):
+                raise ValueError(f"{key} needs chat = true.")
         return self
 
 

@@ -3,7 +3,7 @@
 Rule: every target token is scored once; sums are taken over tokens, documents and processes, and divided once at the
 end, so the numbers do not depend on batch size, order or the number of processes beyond rounding.
 
-Shapes: B windows, T tokens in the longest of them, V vocabulary.
+Shapes: B windows, R rows of T tokens in which they are fed.
 """
 
 import math
@@ -11,16 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from codex_accel.loss import token_scores
+from codex_accel import loss
+from codex_accel.errors import UserError
 from codex_accel.packing import IGNORE
 from codex_accel.tokens import Document, TokenStore
 from codex_accel.train_schema import TrainConfig
 
 Documents = Sequence[Document] | TokenStore
+BATCH_TOKENS = 8192
+PACKED_TOKENS = 512  # places of a packed row, unless a window is longer; attention costs their square
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,153 @@ def choose(windows: list[Window], max_windows: int | None) -> list[Window]:
     return [windows[index] for index in np.linspace(0, len(windows) - 1, max_windows).round().astype(int)]
 
 
+def plan_batches(
+    windows: Sequence[Window], *, batch_size: int | None = None, batch_tokens: int = BATCH_TOKENS
+) -> list[list[int]]:
+    """Indices into `windows` of each batch, longest windows first, those of like length together.
+
+    A batch holds `batch_size` windows, or, where that is None, as many as `batch_tokens` places hold when all are
+    padded to the longest of them; at least one. The plan is a function of windows and budget alone.
+
+    >>> plan_batches([Window(0, 0, n, 1) for n in (1, 5, 2, 4)], batch_tokens=8)
+    [[1], [3, 2], [0]]
+    """
+    lengths = np.array([window.stop - window.start for window in windows], dtype=np.int64)
+    ordered, batches = np.argsort(-lengths, kind="stable").tolist(), []
+    while ordered:
+        size = batch_size or max(1, batch_tokens // int(lengths[ordered[0]]))
+        batches.append(ordered[:size])
+        ordered = ordered[size:]
+    return batches
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """Sums per window."""
+
+    nll: np.ndarray  # (B,) float64, nats
+    num_targets: np.ndarray  # (B,) int64
+    num_correct: np.ndarray  # (B,) int64
+
+
+@torch.no_grad()
+def score_windows(
+    model: torch.nn.Module,
+    documents: Documents,
+    windows: Sequence[Window],
+    *,
+    device: torch.device,
+    packed: bool = False,
+) -> WindowScores:
+    """Scores of one batch of windows, in their order; leaves the model in evaluation mode.
+
+    No attention mask is given: each window has a row of its own, padded on the right, where a causal model cannot look,
+    nor a recurrent one. `packed`: rows of 512 places and more hold several windows, whose positions restart. Logits are
+    made for targets alone, some at a time, unless the model does more to them after its head.
+
+    Raises: UserError if windows are to be packed and this architecture cannot keep them apart.
+    """
+    model.eval()
+    scores_of = loss.scores_in_head if _ends_in_head(model, device) else loss.scores_from_logits
+    if packed:
+        _require_isolation(model, device)
+    arrays = _arrays(documents, windows, _rows(windows, packed=packed))
+    inputs = {"input_ids": arrays.input_ids} | ({"position_ids": arrays.position_ids} if packed else {})
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+    labels = torch.from_numpy(arrays.labels).to(device)
+    nll, correct = (scores.cpu().numpy() for scores in scores_of(model, labels=labels, use_cache=False, **tensors))
+    is_target = arrays.labels != IGNORE
+    owners, size = arrays.owners[is_target], len(windows)
+    return WindowScores(
+        np.bincount(owners, weights=nll[is_target], minlength=size),  # in float64
+        np.bincount(owners, minlength=size),
+        np.bincount(owners, weights=correct[is_target], minlength=size).astype(np.int64),
+    )
+
+
+_TRIED: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()  # by head: whether its model ends in it
+
+
+def _ends_in_head(model: torch.nn.Module, device: torch.device) -> bool:
+    """`loss.ends_in_head`, tried once for each head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        return False
+    if head not in _TRIED:
+        _TRIED[head] = loss.ends_in_head(model, device)
+    return _TRIED[head]
+
+
+def _require_isolation(model: torch.nn.Module, device: torch.device) -> None:
+    """Change the first half of a packed row, and see that nothing in the second half moves. It takes two short rows."""
+    before = torch.zeros(1, 16, dtype=torch.long, device=device)
+    after = before.clone()
+    after[:, :8] = 1  # all of it: a convolution sees only the last
+    positions = torch.arange(8, device=device).repeat(2)[None]
+    try:
+        first, second = (
+            model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
+            for ids in (before, after)
+        )
+        moved = float((first - second).abs().max() / first.abs().max())
+    except TypeError:  # it takes no positions
+        moved = math.inf
+    if not moved <= 1e-6:
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise UserError(f"packed = true: {kind} models cannot keep the windows of a row apart. Say packed=false.")
+
+
+def _rows(windows: Sequence[Window], *, packed: bool) -> list[list[int]]:
+    """Windows of each row: one, or by first fit, the longest first, as many as it has room for."""
+    if not packed:
+        return [[index] for index in range(len(windows))]
+    lengths = [window.stop - window.start for window in windows]
+    size = max(PACKED_TOKENS, *lengths)
+    rows: list[list[int]] = []
+    rooms: list[int] = []
+    for index in sorted(range(len(windows)), key=lambda index: -lengths[index]):
+        row = next((row for row, room in enumerate(rooms) if room >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            rooms.append(size)
+        rows[row].append(index)
+        rooms[row] -= lengths[index]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """What a forward pass is fed, all (R, T) int64 for R rows."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray  # shifted: labels[r, t] follows input_ids[r, t]
+    position_ids: np.ndarray
+    owners: np.ndarray  # index of the window
+
+
+def _arrays(documents: Documents, windows: Sequence[Window], rows: list[list[int]]) -> _Arrays:
+    """The windows in their rows, padded on the right, all of it at position 0: a model may know no more of them."""
+    lengths = [window.stop - window.start for window in windows]
+    shape = len(rows), max(sum(lengths[index] for index in row) for row in rows)
+    input_ids, position_ids, owners = np.zeros((3, *shape), dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    for number, row in enumerate(rows):
+        place = 0
+        for index in row:
+            window, stop = windows[index], place + lengths[index]
+            document = (
+                documents.document(window.document) if isinstance(documents, TokenStore) else documents[window.document]
+            )
+            input_ids[number, place:stop] = document.input_ids[window.start : window.stop]
+            position_ids[number, place:stop] = np.arange(lengths[index])
+            owners[number, place:stop] = index
+            targets = np.arange(window.first_target, window.stop + 1)
+            targets = targets[document.is_target(window.first_target, window.stop + 1)]
+            labels[number, place + targets - 1 - window.start] = document.input_ids[targets]
+            place = stop
+    return _Arrays(input_ids, labels, position_ids, owners)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Sums per document."""
@@ -74,13 +225,13 @@ class Scores:
     num_correct: np.ndarray  # (num_documents,) int64
 
 
-@torch.no_grad()
 def score(
     model: torch.nn.Module,
     documents: Documents,
-    windows: list[Window],
+    windows: Sequence[Window],
     *,
-    batch_size: int,
+    batch_size: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     device: torch.device,
     process_index: int = 0,
     num_processes: int = 1,
@@ -88,48 +239,25 @@ def score(
 ) -> Scores:
     """Scores of the windows that fall to this process; leaves the model in evaluation mode.
 
-    Batches hold windows of like length (longest first); process r takes batches r, r + P, ... Rows are padded on the
-    right, where a causal model cannot look. `between_batches(done, total)` is called before each, the same number of
-    times on every process, so it may talk to the others; what it raises ends the evaluation.
+    Process r takes the batches r, r + P, ... of `plan_batches`. `between_batches(done, total)` is called before each,
+    the same number of times on every process, so it may talk to the others; what it raises ends the evaluation.
     """
     num_documents = documents.num_documents if isinstance(documents, TokenStore) else len(documents)
-    nll = np.zeros(num_documents)
-    counts = np.zeros((2, num_documents), dtype=np.int64)
-    model.eval()
-    ordered = sorted(windows, key=lambda window: window.start - window.stop)
-    batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    nll, counts = np.zeros(num_documents), np.zeros((2, num_documents), dtype=np.int64)
+    batches = plan_batches(windows, batch_size=batch_size, batch_tokens=batch_tokens)
     num_rounds = -(-len(batches) // num_processes)
     for done in range(num_rounds):
         between_batches(done, num_rounds)
         place = done * num_processes + process_index
-        batch = batches[min(place, len(batches) - 1)]
-        input_ids, labels = (torch.from_numpy(array).to(device) for array in _arrays(documents, batch))
-        logits = model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
+        batch = [windows[index] for index in batches[min(place, len(batches) - 1)]]
+        found = score_windows(model, documents, batch, device=device)
         if place >= len(batches):
             continue  # the last round may have fewer batches than processes; sharded weights need all of them
-        losses, correct = token_scores(logits, labels)
-        rows = np.array([window.document for window in batch])
-        np.add.at(nll, rows, losses.double().sum(1).cpu().numpy())
-        np.add.at(counts[0], rows, (labels != IGNORE).sum(1).cpu().numpy())
-        np.add.at(counts[1], rows, correct.sum(1).cpu().numpy())
+        owners = np.array([window.document for window in batch])
+        np.add.at(nll, owners, found.nll)
+        np.add.at(counts[0], owners, found.num_targets)
+        np.add.at(counts[1], owners, found.num_correct)
     return Scores(nll, counts[0], counts[1])
-
-
-def _arrays(documents: Documents, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids and shifted labels, both (B, T) int64."""
-    longest = max(window.stop - window.start for window in batch)
-    input_ids = np.zeros((len(batch), longest), dtype=np.int64)
-    labels = np.full((len(batch), longest), IGNORE, dtype=np.int64)
-    for row, window in enumerate(batch):
-        document = (
-            documents.document(window.document) if isinstance(documents, TokenStore) else documents[window.document]
-        )
-        size = window.stop - window.start
-        input_ids[row, :size] = document.input_ids[window.start : window.stop]
-        targets = np.arange(window.first_target, window.stop + 1)
-        targets = targets[document.is_target(window.first_target, window.stop + 1)]
-        labels[row, targets - 1 - window.start] = document.input_ids[targets]
-    return input_ids, labels
 
 
 def summarize(scores: Scores, *, num_bytes: int | None) -> dict[str, Any]:

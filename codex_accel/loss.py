@@ -29,9 +29,16 @@ def sum_of_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihoods in nats (B, T) float32, zero without a target; whether the arg-max is right (B, T)."""
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return nll.view(labels.shape), (logits.argmax(-1) == labels) & (labels != IGNORE)
+    """Negative log-likelihoods in nats (B, T), zero without a target; whether the arg-max is right (B, T).
+
+    In float32, or in float64 if `logits` (B, T, V) are. Of equal logits the first is the arg-max.
+    """
+    nll = torch.zeros(labels.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+    correct = torch.zeros(labels.shape, dtype=torch.bool, device=logits.device)
+    places, rows = (labels.flatten() != IGNORE).nonzero().squeeze(1), logits.flatten(0, 1)
+    for chosen in places.split(CHUNK_ROWS):
+        _score_rows(rows[chosen], labels.flatten()[chosen], nll.view(-1), correct.view(-1), chosen)
+    return nll, correct
 
 
 def from_logits(model: Callable[..., Any], *, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -147,11 +154,7 @@ def _sum_and_gradients(
         buffer = torch.empty(min(chunk_rows, len(places)), len(weight), dtype=dtype, device=device)  # (C, V)
         for start in range(0, len(places), chunk_rows):
             here = slice(start, start + chunk_rows)
-            logits = buffer[: len(rows[here])]
-            if added is None:
-                torch.mm(rows[here], by_vocabulary.t(), out=logits)
-            else:
-                torch.addmm(added, rows[here], by_vocabulary.t(), out=logits)
+            logits = _logits_into(buffer, rows[here], by_vocabulary, added)
             losses[here] = _losses_into_slopes(logits, targets[here], exact, wanted=any(wanted))
             slopes = logits
             if for_rows is not None:
@@ -189,9 +192,105 @@ def _losses_into_slopes(
     return losses
 
 
+def _logits_into(
+    buffer: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`rows @ weight.T + bias` (C, V) in the first rows of `buffer`."""
+    logits = buffer[: len(rows)]
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=logits)
+    return torch.addmm(bias, rows, weight.t(), out=logits)
+
+
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """`total += left @ right`, in place of a sum in half precision."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+# --- scores of a model's tokens -------------------------------------------------------------------------------------
+
+
+def scores_from_logits(
+    model: Callable[..., Any], *, labels: torch.Tensor, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_scores` of the logits that `model(**inputs)` gives, whatever it does after its head."""
+    return token_scores(model(**inputs).logits, labels)
+
+
+def scores_in_head(model: torch.nn.Module, *, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_scores` of a model that `ends_in_head`, whose logits (B, T, V) are never made.
+
+    As with `in_head`, the head gives something else during the call, so that what an engine wraps around model and head
+    stays in use. The scores do not come out through the model, which may round what it gives to half precision.
+    """
+    head, found = model.get_output_embeddings(), []  # type: ignore[operator]
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        found.append(scores_by_chunks(hidden, head.weight, labels, bias=head.bias))
+        return hidden[..., :1]
+
+    vars(head)["forward"] = forward
+    try:
+        model(**inputs)
+    finally:
+        del head.forward
+    [scores] = found
+    return scores
+
+
+@torch.no_grad()
+def ends_in_head(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether `model` gives what its head gives, and that is a plain product; found by trying, in evaluation mode.
+
+    The head gives numbers of our own, from -200 to 200, which must come out as they are. So a soft cap is found out
+    however small the model's logits are, and so is a head that the model passes by.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # an adapter, or a hook, in its place
+        return False
+    given = torch.linspace(-200, 200, 2 * head.out_features, device=device).view(1, 2, -1)  # (1, T, V)
+    handle = head.register_forward_hook(lambda *_: given)
+    try:
+        return torch.equal(model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device)).logits.float(), given)
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def scores_by_chunks(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_scores(hidden @ weight.T + bias, labels)` with the logits of only some positions at a time.
+
+    `hidden` (B, T, H), `weight` (V, H), `bias` (V,), `labels` (B, T). Only positions with a target are multiplied, in
+    the dtype of autocast, or of `hidden`; the rest is in float32, or in float64 if that is it. On a CPU this takes as
+    long as the product alone (measured for V of 512 to 128,256), full logits 1.3 to 2 times that.
+    """
+    device, kind = hidden.device, hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    nll = torch.zeros(labels.shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    correct = torch.zeros(labels.shape, dtype=torch.bool, device=device)
+    places = (labels.flatten() != IGNORE).nonzero().squeeze(1)  # (N,)
+    chunk_rows = max(CHUNK_ROWS, SOFTMAX_SIZE // len(weight))
+    with torch.autocast(kind, enabled=False):
+        rows, targets = hidden.flatten(0, -2).to(dtype), labels.flatten()
+        by_vocabulary, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+        buffer = torch.empty(min(chunk_rows, len(places)), len(weight), dtype=dtype, device=device)  # (C, V)
+        for chosen in places.split(chunk_rows):
+            logits = _logits_into(buffer, rows[chosen], by_vocabulary, added)
+            _score_rows(logits, targets[chosen], nll.view(-1), correct.view(-1), chosen)
+    return nll, correct
+
+
+def _score_rows(
+    logits: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor, correct: torch.Tensor, places: torch.Tensor
+) -> None:
+    """Put the scores of `logits` (C, V) at `places` (C,) of `nll` and `correct`; a few rows at a time on a CPU."""
+    group = max(1, SOFTMAX_SIZE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for some, target, place in zip(logits.split(group), targets.split(group), places.split(group), strict=True):
+        log_probabilities = F.log_softmax(some, dim=-1, dtype=nll.dtype)
+        nll[place] = -log_probabilities.gather(1, target[:, None]).squeeze(1)
+        correct[place] = some.argmax(-1) == target

@@ -21,7 +21,8 @@ from codex_accel.preemption import Preempted
 from codex_accel.train_schema import TrainConfig
 
 CALLBACKS, OPTIMIZERS = "codex_accel.callbacks", "codex_accel.optimizers"  # groups of entry points
-KIND = {CALLBACKS: "callback", OPTIMIZERS: "optimizer"}
+METRICS = "codex_accel.metrics"
+KIND = {CALLBACKS: "callback", OPTIMIZERS: "optimizer", METRICS: "metric"}
 
 
 def find(
@@ -68,12 +69,22 @@ def used(config: TrainConfig) -> list[dict[str, str]]:
     """The plug-ins that a run asks for, for its record: group, name, distribution and version of each."""
     asked = {OPTIMIZERS: [config.optimizer.name], CALLBACKS: list(config.callbacks)}
     return [
-        {"group": group, "name": plugin.name, "distribution": distribution, "version": version}
+        {"group": group, "name": plugin.name} | described(group, plugin.name)
         for group, names in asked.items()
         for plugin in entry_points(group=group)
-        for distribution, version in [_distribution(plugin)]
         if plugin.name in names
     ]
+
+
+def described(group: str, name: str) -> dict[str, str]:
+    """Distribution and version of the plug-in called `name`; nothing for a built-in."""
+    return next(
+        (
+            dict(zip(("distribution", "version"), _distribution(plugin), strict=True))
+            for plugin in entry_points(group=group, name=name)
+        ),
+        {},
+    )
 
 
 def _distribution(plugin: EntryPoint) -> tuple[str, str]:

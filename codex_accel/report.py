@@ -1,28 +1,67 @@
-"""The files of an evaluation: `report.json` for programs, `report.csv` for tables, `samples.ndjson` by document.
+"""The files of an evaluation: `report.json` for programs, `report.csv` for tables, `samples.ndjson` by sample, and
+`report.html` for people.
 
-Rule: every number stands in `report.json`; the other files repeat or detail it. Nothing in them depends on the time, so
-an equal evaluation has an equal content digest.
+Rule: every number stands in `report.json`; the other files repeat or detail it. Nothing in `PAYLOAD` depends on the
+time, so an equal evaluation has an equal content digest. The page is no part of it: it also shows the curves of the
+run that the model comes from, with its speed.
 """
 
 import csv
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PAYLOAD = ("report.json", "report.csv", "samples.ndjson")
+from codex_accel import report_page
+from codex_accel.curves import Curves
+from codex_accel.samples import Overview
+
+REPORT, TABLE, SAMPLES, PAGE = "report.json", "report.csv", "samples.ndjson", "report.html"
+PAYLOAD = (REPORT, TABLE, SAMPLES)
 
 
-def write(folder: Path, *, report: dict[str, Any], samples: Iterable[dict[str, Any]]) -> None:
-    """Write the files of `PAYLOAD` into `folder`."""
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    with open(folder / "report.csv", "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["metric", "value"])
-        writer.writerows(flatten(report["metrics"]))
-    with open(folder / "samples.ndjson", "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
+def write(
+    folder: Path, *, report: dict[str, Any], samples: Iterable[dict[str, Any]], curves: Curves | None = None
+) -> None:
+    """Write the files of `PAYLOAD` and the page into `folder`.
+
+    What the samples tell together (`samples.Overview`) is added to `report` as `overview`, by task if it has
+    `settings.tasks`. `curves` are those of the run that the model comes from.
+    """
+    overview = Overview()
+    with open(folder / SAMPLES, "w", encoding="utf-8", newline="") as stream:
+        for number, sample in enumerate(samples, 1):
+            stream.write(_line(sample))
+            overview.add(number, sample)
+    tasks = tasks_of(report)
+    together = overview.of() if tasks is None else {task: overview.of(task) for task in tasks}
+    whole = {**report, "overview": together}
+    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    with open(folder / TABLE, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # or a lone CR ends a row
+        writer.writerow(["task", "metric", "value", "low", "high"])
+        writer.writerows([[_cell(cell) for cell in row] for row in rows(report)])
+    page = report_page.render(whole, lines=overview.shown(), curves=curves)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def tasks_of(report: dict[str, Any]) -> list[str] | None:
+    """Names of the tasks, by which a report is parted; None if it has none: losses, or predictions of a file."""
+    tasks = report.get("settings", {}).get("tasks")
+    return list(tasks) if tasks else None
+
+
+def rows(report: dict[str, Any]) -> Iterable[tuple[str, str, Any, float | None, float | None]]:
+    """(task or "", metric, value, low, high) of every metric; low and high are None where there is no interval."""
+    for task in tasks_of(report) or [""]:
+        metrics = report["metrics"][task] if task else report["metrics"]
+        intervals = report.get("intervals", {})
+        intervals = intervals.get(task, {}) if task else intervals
+        for name, value in flatten(metrics):
+            bounds = intervals.get(name) or {"low": None, "high": None}
+            yield task, name, value, bounds["low"], bounds["high"]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -32,3 +71,17 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _line(sample: dict[str, Any]) -> str:
+    """A line of NDJSON; what other readers take for the end of a line is escaped."""
+    text = json.dumps(sample, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: such text gets an apostrophe before it; numbers stay numbers.
+
+    Which beginnings are dangerous: OWASP, "CSV Injection" (= + - @, tab, CR, LF, and the full-width forms).
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n＝＋－＠")) else value

@@ -1,57 +1,86 @@
-"""Score a model on held-out documents: loss, perplexity, bits per byte, token accuracy.
+"""Score a model on held-out documents or on tasks, or score a file of predictions.
 
 examples:
   python scripts/evaluate.py --checkpoint runs/quickstart/train/final --output-dir runs/quickstart/test
   python scripts/evaluate.py --checkpoint DIR file.path=book.txt file.unit=file --output-dir runs/book
+  python scripts/evaluate.py --config configs/sft/tasks.yaml --checkpoint DIR --output-dir runs/tasks
+  python scripts/evaluate.py predictions=answers.jsonl --output-dir runs/answers
   accelerate launch scripts/evaluate.py --checkpoint DIR --output-dir runs/test
 
 The checkpoint may be any local `from_pretrained` folder, or an adapter, which is merged into its base first. A folder
-without a manifest is hashed and named as unverified.
+without a manifest is hashed and named as unverified. Run it again after a kill: it goes on with the batches that are
+left, on any number of processes, to the same report.
 """
 
+import contextlib
+import importlib.metadata
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from codex_accel import cli, files, offline, progress
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import EvaluateConfig
+
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # metrics where none are named
+    "generate": {"exact_match": {}},
+    "choice": {"acc": {}, "acc_norm": {}},
+    "predictions": {"exact_match": {}, "f1": {}, "rouge": {}, "bleu": {}, "chrf": {}, "distinct": {}},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     config = cli.parse(EvaluateConfig, argv, doc=__doc__, stage="evaluate")
     offline.enforce(allow_network=config.allow_network)
-
-    # --- inputs, all checked before the model loads ----------------------------------------------------------------
-    from codex_accel import manifest, records, sources
-
     final = Path(config.output_dir)
     if cli.is_main_process():
         files.require_free(final, overwrite=config.overwrite)
+    if config.predictions is None:
+        score_model(config, final)
+    elif cli.is_main_process():
+        score_predictions(config, final)
+    return 0
+
+
+def score_model(config: EvaluateConfig, final: Path) -> None:
+    """Score a checkpoint on documents or tasks, going on where an earlier start stopped."""
+    # --- inputs, all checked before the model loads ----------------------------------------------------------------
+    from codex_accel import manifest, metrics, records, sources, tasks
+
     folder = manifest.find_model(Path(config.checkpoint), verify=config.verify, key="checkpoint")
-    raw_files, dataset_dir = [], None
+    named = {name: task.metrics or DEFAULTS[task.kind] for name, task in config.tasks.items()}
+    asked = {
+        name: metrics.load(config.tasks[name].kind, chosen, config=config, key=f"tasks.{name}.metrics")
+        for name, chosen in named.items()
+    }
+    inputs = tasks.resolve(config)
+    raw_files = list({raw.path: raw for each in inputs.values() for raw in (*each.raw, *each.shots)}.values())
+    dataset_dir = None
     if config.file is not None:
         raw_files = sources.resolve([config.file], config_problem=config.problem, key="file")
     elif config.dataset is not None:
         dataset_dir = Path(config.dataset)
-    else:
-        dataset_dir = manifest.parent_path(folder, kind="dataset", hint="Give dataset=DIR or file.path=FILE.")
+    elif not config.tasks:
+        dataset_dir = manifest.parent_path(folder, kind="dataset", hint="Give dataset=DIR, file.path=FILE or tasks.")
     if dataset_dir is not None:
         manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="dataset")
     files.require_apart(final, [path for path in (folder, dataset_dir) if path is not None])
+    read = {name: tasks.read(name, config.tasks[name], found) for name, found in inputs.items()}
+    tasks.require_good([each for _, bad in read.values() for each in bad], on_bad_sample=config.on_bad_sample)
 
     import torch
     from accelerate import Accelerator
 
-    from codex_accel import bases, evaluation, metrics, processes, report, run
+    from codex_accel import bases, batches, curves, evaluation, journal, processes, questions, run, run_folder
     from codex_accel import documents as documents_
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
     from codex_accel.tokens import TokenStore
 
-    # --- documents and model ---------------------------------------------------------------------------------------
+    # --- model, documents and samples ------------------------------------------------------------------------------
     use_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=use_cpu, mixed_precision="no")
     processes.require_engine(accelerator)
@@ -59,116 +88,205 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     tokenizer_dir = bases.tokenizer_beside(folder)
     tokenizer = tokenizers.load(tokenizer_dir, key="checkpoint")
-    if dataset_dir is not None:
-        run.require_same_tokenizer(tokenizer_dir, dataset_dir, key="dataset")
-        documents = TokenStore(dataset_dir, config.split)
-        lengths = documents.lengths
-    else:
-        options = {"add_bos": config.add_bos, "add_eos": config.add_eos}
-        documents = list(documents_.from_files(raw_files, tokenizer, **options))
-        lengths = [len(document.input_ids) for document in documents]
-    model = models.load(folder, verify=config.verify).to(accelerator.device)
+    model = models.load(folder, verify=config.verify).to(accelerator.device).eval()
     longest = getattr(model.config, "max_position_embeddings", None)
     context_length = config.context_length or longest or 1024
     if longest is not None and context_length > longest:
         what = f"{context_length} is more than the model's max_position_embeddings = {longest}."
         raise UserError(config.problem("context_length", what))
-    windows = evaluation.plan_windows(lengths, context_length=context_length, stride=config.stride)
-    chosen = evaluation.choose(windows, config.max_windows)
-    if not chosen:
-        raise UserError(config.problem("file" if raw_files else "split", "no document has two tokens to score."))
-
-    # --- scores, summed over processes -----------------------------------------------------------------------------
-    started = time.monotonic()
-    with progress.bar("evaluate", total=-(-len(chosen) // config.batch_size), unit="batches") as show:
-        scores = evaluation.score(
-            model,
-            documents,
-            chosen,
-            batch_size=config.batch_size,
-            device=accelerator.device,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            between_batches=lambda done, total: show(done * accelerator.num_processes, ""),
-        )
-    scores = processes.sum_over_processes(accelerator, scores)
-    seconds = time.monotonic() - started
-    if not scores.num_targets.sum():
-        raise UserError(config.problem("file" if raw_files else "split", "holds no target token, so there is no loss."))
-
-    # --- the report ------------------------------------------------------------------------------------------------
-    if accelerator.is_main_process:
-        whole = len(chosen) == len(windows)
-        values = evaluation.summarize(scores, num_bytes=evaluation.total_bytes(documents) if whole else None)
-        if not math.isfinite(values["perplexity"]):
-            what = f"the loss is {values['loss']} nats a token, which is no result. Look at the model's training."
-            raise UserError(config.problem("checkpoint", what))
-        if config.compression:
-            texts = [tokenizer.decode(document.input_ids) for document in documents]
-            num_bytes = sum(len(text.encode()) for text in texts)
-            if num_bytes != values["num_bytes"]:
-                what = (
-                    f"the decoded documents have {num_bytes:,} bytes, the scored text {values['num_bytes']:,}: with "
-                    "prompts, or a tokenizer that changes the text, the compressors would see other bytes. "
-                    "Say compression=false."
-                )
-                raise UserError(config.problem("compression", what))
-            values["compression"] = metrics.compressed_bits_per_byte(texts)
-        parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
-        unnamed = [manifest.as_parent(path) for path in bases.unnamed_bases(folder)]
-        document = {
-            "metrics": values,
-            "counts": {
-                "num_documents": len(lengths),
-                "num_windows": len(windows),
-                "num_windows_scored": len(chosen),
-                "num_unknown_tokens": sum(int((d.input_ids == tokenizer.unk_id).sum()) for d in documents),
-            },
-            "settings": {
-                "split": None if raw_files else config.split,
-                "context_length": context_length,
-                "stride": evaluation.stride_of(context_length, config.stride),
-                "dtype": "float32",
-            },
-            "digests": {parent["kind"]: parent["content_digest"] for parent in parents}
-            | {"tokenizer": tokenizers.digest(tokenizer_dir)},
+    settings: dict[str, Any] = {"context_length": context_length, "dtype": "float32"}
+    work: dict[str, batches.Work] = {}
+    documents: Any = []
+    counts = {}
+    if config.tasks:
+        around = questions.Surroundings(config, tokenizer, context_length)
+        work = {name: questions.of_task(name, *read[name], around, asked[name]) for name in read}
+        settings["tasks"] = {n: tasks.settings(task, metrics=named[n]) for n, task in config.tasks.items()}
+    else:
+        if dataset_dir is not None:
+            run.require_same_tokenizer(tokenizer_dir, dataset_dir, key="dataset")
+            documents = TokenStore(dataset_dir, config.split)
+            lengths = documents.lengths
+        else:
+            options = {"add_bos": config.add_bos, "add_eos": config.add_eos}
+            documents = list(documents_.from_files(raw_files, tokenizer, **options))
+            lengths = [len(document.input_ids) for document in documents]
+        windows = evaluation.plan_windows(lengths, context_length=context_length, stride=config.stride)
+        chosen = evaluation.choose(windows, config.max_windows)
+        if not chosen:
+            raise UserError(config.problem("file" if raw_files else "split", "no document has two tokens to score."))
+        num_bytes = evaluation.total_bytes(documents) if len(chosen) == len(windows) else None
+        work[""] = batches.of_documents(documents, chosen, config, num_bytes=num_bytes)
+        counts["num_windows"] = len(windows)
+        counts["num_unknown_tokens"] = sum(int((d.input_ids == tokenizer.unk_id).sum()) for d in documents)
+        settings |= {
+            "split": None if raw_files else config.split,
+            "stride": evaluation.stride_of(context_length, config.stride),
         }
-        with files.staged_folder(final, overwrite=config.overwrite) as staged:
-            report.write(staged, report=document, samples=_samples(documents, scores))
-            speed = {"evaluation_s": seconds, "tokens_per_s": values["num_target_tokens"] / seconds}
-            digest = manifest.seal(
-                staged,
-                kind="evaluation",
-                final=final,
-                payload=report.PAYLOAD,
-                config=config,
+
+    # --- what decides the numbers ----------------------------------------------------------------------------------
+    parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
+    unnamed = [manifest.as_parent(path) for path in bases.unnamed_bases(folder)]
+    described = [records.describe(raw) for raw in raw_files]
+    digests = {parent["kind"]: parent["content_digest"] for parent in parents}
+    digests["tokenizer"] = tokenizers.digest(tokenizer_dir)
+    digests |= tasks.template_digests(config, tokenizer.chat_template)
+    versions = {name: importlib.metadata.version(name) for name in ("codex-accel", "torch", "transformers")}
+    raw_digests = [each["sha256"] for each in described]
+    identity = {"settings": settings, "digests": digests, "files": raw_digests, "versions": versions}
+
+    # --- scores, batch by batch ------------------------------------------------------------------------------------
+    place = journal.path_of(final, identity)
+    place.mkdir(parents=True, exist_ok=True)
+    with run_folder.held(place) if accelerator.is_main_process else contextlib.nullcontext():
+        book = journal.Journal(place, process_index=accelerator.process_index)
+        accelerator.wait_for_everyone()  # all have read what was done before the first of them adds to it
+        todo = {key: (each, number) for each in work.values() for number, key in enumerate(each.keys)}
+        left = book.left(tuple(todo), process_index=accelerator.process_index, num_processes=accelerator.num_processes)
+        num_before = sum(key in book.done for key in todo)
+        if accelerator.is_main_process:
+            tell(book, num_before, len(todo), journal.others(final, place))
+        started = time.monotonic()
+        with progress.bar("evaluate", total=len(left), unit="batches") as show:
+            for done, key in enumerate(left):
+                show(done, "")
+                each, number = todo[key]
+                book.add(key, each.run(model, number))
+            show(len(left), "")
+        accelerator.wait_for_everyone()
+        seconds = time.monotonic() - started
+        if accelerator.is_main_process:
+            results = journal.read(place)
+            by_work = {name: [results[key] for key in each.keys] for name, each in work.items()}
+            scores = {name: each.collect(by_work[name]) for name, each in work.items()}
+            if config.tasks:
+                document = {
+                    key: {name: getattr(score, key) for name, score in scores.items()}
+                    for key in ("metrics", "intervals", "counts", "facts")
+                }
+            else:
+                document = of_losses(scores[""], config, raw_files=bool(raw_files))
+                document["counts"] |= counts
+                if config.compression:
+                    document["metrics"]["compression"] = compression(config, documents, tokenizer, scores[""].metrics)
+            document |= {"settings": settings, "digests": digests}
+            if config.self_check:
+                checked = {name: each.check(model, by_work[name], config.self_check) for name, each in work.items()}
+                document["self_check"] = checked if config.tasks else checked[""]
+            speed = {"evaluation_s": seconds, "num_batches_before": num_before}
+            if not config.tasks and not num_before:
+                speed["tokens_per_s"] = document["metrics"]["num_target_tokens"] / seconds
+            write(
+                final,
+                config,
+                document,
+                [line for score in scores.values() for line in score.samples],
                 parents=parents + unnamed + manifest.parents_of_sources(raw.path for raw in raw_files),
-                sources=[records.describe(raw) for raw in raw_files],
-                facts={"metrics": values, **speed},
+                sources=described,
+                speed=speed,
+                curves=curves.of_model(folder),
             )
-        for name, value in report.flatten(values):
-            print(f"{name:<32} {'not known, a part was scored' if value is None else f'{value:.6g}'}")
-        print(f"report   {final}\nmanifest {digest}")
+            files.remove_folder(place)
     processes.end(accelerator)
-    return 0
 
 
-def _samples(documents, scores):
-    """One record a document, in order; documents without a scored target say so by their count."""
-    for document, nll, targets, correct in zip(
-        documents, scores.nll, scores.num_targets, scores.num_correct, strict=True
-    ):
-        loss = float(nll / targets) if targets else None
-        yield {
-            "record_id": document.record_id,
-            "num_tokens": len(document.input_ids),
-            "num_target_tokens": int(targets),
-            "num_bytes": document.num_bytes,
-            "nll": float(nll),
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
-            "num_correct": int(correct),
-        }
+def tell(book: Any, num_before: int, num_batches: int, others: Sequence[Path]) -> None:
+    """What an earlier start has left."""
+    if book.num_damaged:
+        print(f"note     {book.num_damaged} damaged lines in {book.folder}: their batches are scored again")
+    if num_before:
+        print(f"go on    {num_before} of {num_batches} batches were scored before")
+    for path in others:
+        print(f"note     {path} is of an unfinished evaluation with other settings; remove it if it is not wanted")
+
+
+def of_losses(score: Any, config: EvaluateConfig, *, raw_files: bool) -> dict[str, Any]:
+    """The report of documents. Raises UserError if their loss is no number."""
+    values = score.metrics
+    if not values["num_target_tokens"]:
+        raise UserError(config.problem("file" if raw_files else "split", "holds no target token, so there is no loss."))
+    if not math.isfinite(values["perplexity"]):
+        what = f"the loss is {values['loss']} nats a token, which is no result. Look at the model's training."
+        raise UserError(config.problem("checkpoint", what))
+    return {"metrics": values, "intervals": score.intervals, "counts": score.counts, "facts": score.facts}
+
+
+def compression(config: EvaluateConfig, documents: Any, tokenizer: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What general compressors need for the same text. Raises UserError if they would see other bytes."""
+    from codex_accel.compression import compressed_bits_per_byte
+
+    texts = [tokenizer.decode(document.input_ids) for document in documents]
+    num_bytes = sum(len(text.encode()) for text in texts)
+    if num_bytes != values["num_bytes"]:
+        what = (
+            f"the decoded documents have {num_bytes:,} bytes, the scored text {values['num_bytes']:,}: with "
+            "prompts, or a tokenizer that changes the text, the compressors would see other bytes. "
+            "Say compression=false."
+        )
+        raise UserError(config.problem("compression", what))
+    return compressed_bits_per_byte(texts)
+
+
+def score_predictions(config: EvaluateConfig, final: Path) -> None:
+    """Score a file of predictions, without a model."""
+    from codex_accel import metrics, predictions, records, sources, tasks
+    from codex_accel.schema import Source
+
+    named = config.metrics or DEFAULTS["predictions"]
+    asked = metrics.load("generate", named, config=config, key="metrics")
+    source = Source(path=config.predictions, format="jsonl")
+    raw_files = sources.resolve([source], config_problem=lambda _, what: config.problem("predictions", what))
+    files.require_apart(final, [raw.path for raw in raw_files])
+    samples, bad = predictions.read(raw_files[0])
+    tasks.require_good(bad, on_bad_sample=config.on_bad_sample)
+    document, lines = predictions.score(samples, bad, asked, config)
+    described = [records.describe(raw) for raw in raw_files]
+    document |= {"settings": {"metrics": named}, "digests": {"predictions": described[0]["sha256"]}}
+    write(final, config, document, lines, parents=[], sources=described, speed={}, curves=None)
+
+
+def bounds(intervals: Mapping[str, Any]) -> dict[str, dict[str, float] | None]:
+    """Intervals by name, as the report has them."""
+    return {
+        name: None if pair is None else dict(zip(("low", "high"), pair, strict=True))
+        for name, pair in intervals.items()
+    }
+
+
+def write(
+    final: Path,
+    config: EvaluateConfig,
+    document: dict[str, Any],
+    samples: list[dict[str, Any]],
+    *,
+    parents: list[dict[str, Any]],
+    sources: list[dict[str, Any]],
+    speed: dict[str, Any],
+    curves: Any,
+) -> None:
+    """Write the report folder and print the numbers."""
+    from codex_accel import manifest, report
+
+    document["settings"]["bootstrap"] = config.bootstrap
+    found = document["intervals"]
+    document["intervals"] = {name: bounds(each) for name, each in found.items()} if config.tasks else bounds(found)
+    with files.staged_folder(final, overwrite=config.overwrite) as staged:
+        report.write(staged, report=document, samples=samples, curves=curves)
+        digest = manifest.seal(
+            staged,
+            kind="evaluation",
+            final=final,
+            payload=report.PAYLOAD,
+            config=config,
+            parents=parents,
+            sources=sources,
+            facts={"metrics": document["metrics"], **speed},
+        )
+    for task, name, value, low, high in report.rows(document):
+        shown = "not known, a part was scored" if value is None else f"{value:.6g}"
+        interval = "" if low is None else f"  [{low:.6g}, {high:.6g}]"
+        print(f"{f'{task} {name}'.strip():<32} {shown}{interval}")
+    print(f"report   {final}\nmanifest {digest}")
 
 
 if __name__ == "__main__":

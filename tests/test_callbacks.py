@@ -11,13 +11,12 @@ from conftest import metrics_of, train_argv
 from test_resume import kill_once, outcome
 from test_run import config
 
-from codex_accel import callbacks, generation, manifest, run_folder, seeds
+from codex_accel import callbacks, generation, manifest, prompts, run_folder, seeds
 from codex_accel import model as models
 from codex_accel import tokenizer as tokenizers
 from codex_accel.callbacks import Moment
 from codex_accel.checkpoint import TrainerState
 from codex_accel.errors import UserError
-from codex_accel.evaluate_schema import GenerateConfig
 from codex_accel.events import LineLog
 from codex_accel.preemption import Preempted
 from codex_accel.train_schema import Evaluation
@@ -360,9 +359,9 @@ def test_samples_are_what_the_checkpoint_generates(fork_server, tiny, unbroken):
     assert [(line["step"], line["prompt"]) for line in lines] == [(s, p) for s in steps for p in ("def ", "import")]
     model, tokenizer = models.load(folder), tokenizers.load(folder)
     for number, line in enumerate(lines[-2:]):
-        draws = {"temperature": 1.0, "seed": seeds.derive(0, "sample", number)}
-        asked = GenerateConfig(checkpoint="c", prompt=line["prompt"], max_new_tokens=8, **draws)
-        assert generation.generate(model.eval(), tokenizer, asked)["text"] == line["text"]
+        ids, seed = prompts.encode_prompt(tokenizer, line["prompt"]), seeds.derive(0, "sample", number)
+        asked = generation.Request(ids, max_new_tokens=8, temperature=1.0, seed=seed)
+        assert generation.generate(model.eval(), tokenizer, [asked])[0].text == line["text"]
 
 
 def test_sampling_disturbs_nothing(fork_server, tiny, tmp_path):

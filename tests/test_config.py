@@ -17,8 +17,8 @@ from codex_accel.config import RENAMED, StageConfig, keys_of, load, to_yaml, to_
 from codex_accel.errors import UserError
 from codex_accel.yaml_reader import Reader
 
-KEYS = vars(schema) | vars(train_schema)
-ROOTS = [root for root in KEYS.values() if isinstance(root, type) and root.__base__ is StageConfig]
+KEYS = vars(schema) | vars(train_schema) | vars(evaluate_schema)
+ROOTS = [root for root in KEYS.values() if isinstance(root, type) and StageConfig in root.__bases__]
 
 # What each root needs at least, with every section that a key can stand in.
 SOURCES: list[Any] = [{"path": "a.txt"}]
@@ -39,8 +39,13 @@ MINIMAL: dict[str, dict[str, Any]] = {
         "tracking": {},
         "log": {},
     },
-    "EvaluateConfig": {"checkpoint": "run", "output_dir": "out", "file": {"path": "a.txt"}},
+    "EvaluateConfig": {
+        "checkpoint": "run",
+        "output_dir": "out",
+        "tasks": {"t": {"file": {"path": "a"}, "prompt": "p", "target": "t", "few_shot": {}, "sampling": {}}},
+    },
     "GenerateConfig": {"checkpoint": "run"},
+    "CompareConfig": {"a": "run", "b": "run"},
     "ExportConfig": {"checkpoint": "run", "output_dir": "out"},
     "CheckpointsConfig": {"run": "run"},
     "ReplayConfig": {"checkpoint": "run"},
@@ -76,12 +81,19 @@ def write(path: Path, values: dict[str, Any]) -> dict[str, int]:
 def placed(root: type[StageConfig], key: str, name: str, value: Any) -> tuple[dict[str, Any], str]:
     """The minimal values of `root` with `value` under `name` in the section of `key`; also its dotted place."""
     values = json.loads(json.dumps(MINIMAL[root.__name__]))
-    section = key.replace("[]", ".0").split(".")[:-1]
+    section = key.replace("[]", ".0").replace("<name>", "t").split(".")[:-1]
+    section_at(values, section)[name] = value
+    return values, ".".join([*section, name])
+
+
+def section_at(values: dict[str, Any], section: list[str]) -> dict[str, Any]:
+    """The section that stands there; a raw file, which may be left out, is put there."""
     node: Any = values
     for part in section:
+        if part == "file" and not isinstance(node.get(part), dict):
+            node[part] = {"path": "a.txt"}
         node = node[int(part)] if part.isdigit() else node[part]
-    node[name] = value
-    return values, ".".join([*section, name])
+    return node
 
 
 def refused(root: type[StageConfig], path: Path | None, *overrides: tuple[str, str]) -> list[str]:
@@ -130,11 +142,9 @@ def test_typo_in_any_key_is_one_line_with_place_name_and_suggestion(root, path):
     values = json.loads(json.dumps(MINIMAL[root.__name__]))
     wrong: dict[str, str] = {}
     for key in keys_of(root):
-        section, _, name = key.key.replace("[]", ".0").rpartition(".")
-        node: Any = values
-        for part in section.split(".") if section else []:
-            node = node[int(part)] if part.isdigit() else node[part]
-        for typo in typos(name) - {k.key.rpartition(".")[2] for k in keys_of(root)}:
+        section, _, name = key.key.replace("[]", ".0").replace("<name>", "t").rpartition(".")
+        node = section_at(values, section.split(".") if section else [])
+        for typo in typos(name) - {""} - {k.key.rpartition(".")[2] for k in keys_of(root)}:
             node[typo] = 1
             wrong[f"{section}.{typo}".lstrip(".")] = name
     places = write(path, values)

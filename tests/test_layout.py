@@ -17,7 +17,8 @@ TORCH_FREE = (
     "schedule", "events", "sources", "lines", "reasons", "json_values", "tables", "parquet", "formats", "records",
     "splits", "packing_cost", "packing_plan", "dataset_page", "run_folder", "retention", "identity", "preemption",
     "train_schema", "evaluate_schema", "starts", "plugins", "callbacks", "optim", "tracking", "telemetry", "model_card",
-    "compiler",
+    "compiler", "journal", "scoring", "answers", "ngrams", "uncertainty", "metrics", "compression", "evaluate_metric",
+    "tasks", "predictions", "curves", "samples", "page", "charts", "report_page", "report", "comparison",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}

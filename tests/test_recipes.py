@@ -19,6 +19,7 @@ MODELS = {
     "train_llama": train_schema.TrainConfig,
     "evaluate": evaluate_schema.EvaluateConfig,
     "generate": evaluate_schema.GenerateConfig,
+    "compare_reports": evaluate_schema.CompareConfig,
     "export_model": schema.ExportConfig,
     "verify": schema.VerifyConfig,
     "checkpoints": schema.CheckpointsConfig,

@@ -79,8 +79,9 @@ def test_the_files_of_a_report_agree(chain):
     folder = chain / "report"
     report = json.loads((folder / "report.json").read_text())
     samples = [json.loads(line) for line in (folder / "samples.ndjson").read_text().splitlines()]
-    rows = dict(csv.reader((folder / "report.csv").read_text().splitlines()))
-    assert float(rows["loss"]) == report["metrics"]["loss"]
+    rows = {row["metric"]: row for row in csv.DictReader((folder / "report.csv").read_text().splitlines())}
+    assert float(rows["loss"]["value"]) == report["metrics"]["loss"]
+    assert float(rows["loss"]["low"]) == report["intervals"]["loss"]["low"]
     assert len(samples) == report["counts"]["num_documents"]
     targets = sum(sample["num_target_tokens"] for sample in samples)
     assert targets == report["metrics"]["num_target_tokens"]

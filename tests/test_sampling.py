@@ -1,0 +1,101 @@
+"""Tokens are drawn from the model's distribution, cut as transformers cuts it, and near-ties are noticed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from codex_accel import sampling
+from codex_accel.errors import UserError
+from codex_accel.sampling import Settings
+
+
+def logits_of(seed: int, rows: int = 1, size: int = 50, dtype=torch.float32) -> torch.Tensor:
+    return (3 * torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    temperature=st.floats(0.1, 5.0),
+    top_k=st.none() | st.integers(1, 80),
+    top_p=st.none() | st.floats(0.01, 1.0),
+)
+def test_candidates_are_those_of_transformers(seed, temperature, top_k, top_p):
+    logits = logits_of(seed, rows=3)
+    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k is not None else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p is not None and top_p < 1 else []
+    theirs = LogitsProcessorList(warpers)(None, logits)
+    assert torch.equal(sampling.candidates(logits, Settings(temperature, top_k, top_p)), theirs)
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(1.0), Settings(2.0, 10), Settings(0.7, None, 0.9), Settings(1.5, 20, 0.8)]
+)
+def test_draws_have_the_distribution_of_the_candidates(settings):
+    """Of numbers spread evenly over [0, 1), each token gets its share to within one number."""
+    logits, number = logits_of(5), 20_000
+    numbers = [(place + 0.5) / number for place in range(number)]
+    tokens, _ = sampling.choose(logits.expand(number, -1), [settings] * number, numbers)
+    expected = sampling.candidates(logits, settings)[0].double().softmax(-1) * number
+    found = torch.bincount(torch.tensor(tokens), minlength=50)
+    assert float((found - expected).abs().max()) <= 1.0
+    assert not found[expected == 0].any()
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53])
+def test_no_number_draws_a_token_that_is_cut_off(number):
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]])
+    [token], _ = sampling.choose(logits, [Settings(1.0)], [number])
+    assert token == (1 if number == 0 else 3)
+
+
+def test_rows_of_a_batch_have_settings_of_their_own():
+    logits = logits_of(2, rows=4)
+    settings = [Settings(), Settings(1.0, 1), Settings(1.0), Settings()]
+    tokens, _ = sampling.choose(logits, settings, [0.0, 0.9, 0.3, 0.0])
+    assert [tokens[0], tokens[1], tokens[3]] == [int(logits[row].argmax()) for row in (0, 1, 3)]
+    alone = [
+        sampling.choose(logits[row : row + 1], [settings[row]], [[0.0, 0.9, 0.3, 0.0][row]])[0][0] for row in range(4)
+    ]
+    assert tokens == alone
+
+
+def test_of_equal_logits_the_first_is_taken_and_noticed():
+    logits = torch.tensor([[0.0, 7.0, 7.0, 1.0], [0.0, 7.0, 6.9, 1.0], [0.0, 7.0, 7.00005, 1.0]])
+    assert sampling.choose(logits, [Settings()] * 3, [0.0] * 3) == ([1, 1, 2], [True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "near"),
+    [
+        (torch.bfloat16, 0.25, True),
+        (torch.bfloat16, 1.0, False),
+        (torch.float16, 0.125, True),
+        (torch.float16, 0.5, False),
+    ],
+)
+def test_a_near_tie_of_half_precision_is_some_steps_of_the_type(dtype, gap, near):
+    """At 20 a step of bfloat16 is 0.125 and one of float16 0.016; what moves them: docs/generate.md."""
+    logits = torch.tensor([[0.0, 20.0, 20.0 - gap]], dtype=dtype)
+    assert sampling.choose(logits, [Settings()], [0.0])[1] == [near]
+
+
+def test_a_draw_beside_the_edge_of_two_tokens_is_noticed():
+    logits = torch.tensor([[1.0, 1.0, 1.0, 1.0]])  # edges at 0.25, 0.5, 0.75
+    numbers = [0.3, 0.25 + 1e-6, 0.5 - 1e-6, 1e-6, 1 - 1e-6]
+    _, near = sampling.choose(logits.expand(5, -1), [Settings(1.0)] * 5, numbers)
+    assert near == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_an_error(bad):
+    logits = logits_of(1, rows=2)
+    logits[1, 3] = bad
+    with pytest.raises(UserError, match="the model gives logits that are not finite"):
+        sampling.choose(logits, [Settings()] * 2, [0.0] * 2)
+
+
+def test_draws_are_those_of_the_seed():
+    assert sampling.draws(3, 5) == sampling.draws(3, 9)[:5] != sampling.draws(4, 5)
