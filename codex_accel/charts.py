@@ -11,7 +11,7 @@ from typing import Any
 from codex_accel.page import At, amount, amount_text, element, plain, table
 
 WIDTH, HEIGHT, TOP, BOTTOM = 360, 190, 24, 166
-LEFT = 60  # for the labels of a curve's ends
+LEFT = 78  # for the labels of a curve's ends
 MAX_BUCKETS = 300  # of a curve; of the points in one, the lowest and the highest are drawn
 Point = tuple[int, float, float]  # line of the log, x, y
 

@@ -156,6 +156,11 @@ class EvaluateConfig(StageConfig):
         named = [key for key in ("predictions", "tasks", "dataset", "file") if getattr(self, key)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; an evaluation has one of them. Remove the others.")
+        of_documents = ("compression", "stride", "max_windows")
+        idle = of_documents if self.tasks else (*of_documents, "self_check", "packed") if self.predictions else ()
+        if ignored := [key for key in idle if getattr(self, key)]:
+            what = "tasks" if self.tasks else "predictions"
+            raise ValueError(f"{' and '.join(ignored)} mean nothing for {what}. Remove them.")
         if self.metrics and self.predictions is None:
             raise ValueError("metrics are those of predictions. Give tasks.<name>.metrics instead.")
         return self

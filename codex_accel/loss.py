@@ -254,7 +254,8 @@ def ends_in_head(model: torch.nn.Module, device: torch.device) -> bool:
     given = torch.linspace(-200, 200, 2 * head.out_features, device=device).view(1, 2, -1)  # (1, T, V)
     handle = head.register_forward_hook(lambda *_: given)
     try:
-        return torch.equal(model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device)).logits.float(), given)
+        input_ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+        return torch.equal(model(input_ids=input_ids, use_cache=False).logits.float(), given)
     finally:
         handle.remove()
 

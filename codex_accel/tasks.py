@@ -219,6 +219,7 @@ def line(name: str | None, sample: Sample) -> dict[str, Any]:
         "sample_id": sample.id,
         **({"id": sample.given_id} if sample.given_id is not None else {}),
         "line": sample.line,
+        **({"weight": sample.weight} if sample.weight != 1 else {}),
         "prompt": sample.prompt,
         "prompt_sha256": files.sha256_bytes(sample.prompt.encode()),
         "references": list(sample.references),

@@ -48,14 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def score_model(config: EvaluateConfig, final: Path) -> None:
     """Score a checkpoint on documents or tasks, going on where an earlier start stopped."""
     # --- inputs, all checked before the model loads ----------------------------------------------------------------
-    from codex_accel import manifest, metrics, records, sources, tasks
+    from codex_accel import curves, manifest, metrics, records, sources, tasks
 
     folder = manifest.find_model(Path(config.checkpoint), verify=config.verify, key="checkpoint")
     named = {name: task.metrics or DEFAULTS[task.kind] for name, task in config.tasks.items()}
-    asked = {
-        name: metrics.load(config.tasks[name].kind, chosen, config=config, key=f"tasks.{name}.metrics")
-        for name, chosen in named.items()
-    }
+    asked, problems = {}, []
+    for name, chosen in named.items():
+        try:
+            asked[name] = metrics.load(config.tasks[name].kind, chosen, config=config, key=f"tasks.{name}.metrics")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
     inputs = tasks.resolve(config)
     raw_files = list({raw.path: raw for each in inputs.values() for raw in (*each.raw, *each.shots)}.values())
     dataset_dir = None
@@ -68,13 +72,14 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
     if dataset_dir is not None:
         manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="dataset")
     files.require_apart(final, [path for path in (folder, dataset_dir) if path is not None])
+    of_run = curves.of_model(folder)
     read = {name: tasks.read(name, config.tasks[name], found) for name, found in inputs.items()}
     tasks.require_good([each for _, bad in read.values() for each in bad], on_bad_sample=config.on_bad_sample)
 
     import torch
     from accelerate import Accelerator
 
-    from codex_accel import bases, batches, curves, evaluation, journal, processes, questions, run, run_folder
+    from codex_accel import bases, batches, evaluation, journal, processes, questions, run, run_folder
     from codex_accel import documents as documents_
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
@@ -119,10 +124,11 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
         work[""] = batches.of_documents(documents, chosen, config, num_bytes=num_bytes)
         counts["num_windows"] = len(windows)
         counts["num_unknown_tokens"] = sum(int((d.input_ids == tokenizer.unk_id).sum()) for d in documents)
-        settings |= {
-            "split": None if raw_files else config.split,
-            "stride": evaluation.stride_of(context_length, config.stride),
-        }
+        stride = evaluation.stride_of(context_length, config.stride)
+        settings |= {"split": None if raw_files else config.split, "stride": stride, "max_windows": config.max_windows}
+        if config.file is not None:
+            read_as = config.file.model_dump(mode="json", exclude={"path", "chat_template"})
+            settings |= {"file": read_as, "add_bos": config.add_bos, "add_eos": config.add_eos}
 
     # --- what decides the numbers ----------------------------------------------------------------------------------
     parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
@@ -132,8 +138,9 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
     digests["tokenizer"] = tokenizers.digest(tokenizer_dir)
     digests |= tasks.template_digests(config, tokenizer.chat_template)
     versions = {name: importlib.metadata.version(name) for name in ("codex-accel", "torch", "transformers")}
-    raw_digests = [each["sha256"] for each in described]
-    identity = {"settings": settings, "digests": digests, "files": raw_digests, "versions": versions}
+    others = [each["content_digest"] for each in unnamed] + [each["sha256"] for each in described]
+    device = accelerator.device.type
+    identity = {"settings": settings, "digests": digests, "others": others, "versions": versions, "device": device}
 
     # --- scores, batch by batch ------------------------------------------------------------------------------------
     place = journal.path_of(final, identity)
@@ -160,10 +167,8 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
             by_work = {name: [results[key] for key in each.keys] for name, each in work.items()}
             scores = {name: each.collect(by_work[name]) for name, each in work.items()}
             if config.tasks:
-                document = {
-                    key: {name: getattr(score, key) for name, score in scores.items()}
-                    for key in ("metrics", "intervals", "counts", "facts")
-                }
+                parts = ("metrics", "intervals", "counts", "facts")
+                document = {key: {name: getattr(score, key) for name, score in scores.items()} for key in parts}
             else:
                 document = of_losses(scores[""], config, raw_files=bool(raw_files))
                 document["counts"] |= counts
@@ -184,7 +189,7 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
                 parents=parents + unnamed + manifest.parents_of_sources(raw.path for raw in raw_files),
                 sources=described,
                 speed=speed,
-                curves=curves.of_model(folder),
+                of_run=of_run,
             )
             files.remove_folder(place)
     processes.end(accelerator)
@@ -242,7 +247,7 @@ def score_predictions(config: EvaluateConfig, final: Path) -> None:
     document, lines = predictions.score(samples, bad, asked, config)
     described = [records.describe(raw) for raw in raw_files]
     document |= {"settings": {"metrics": named}, "digests": {"predictions": described[0]["sha256"]}}
-    write(final, config, document, lines, parents=[], sources=described, speed={}, curves=None)
+    write(final, config, document, lines, parents=[], sources=described, speed={}, of_run=None)
 
 
 def bounds(intervals: Mapping[str, Any]) -> dict[str, dict[str, float] | None]:
@@ -262,7 +267,7 @@ def write(
     parents: list[dict[str, Any]],
     sources: list[dict[str, Any]],
     speed: dict[str, Any],
-    curves: Any,
+    of_run: Any,
 ) -> None:
     """Write the report folder and print the numbers."""
     from codex_accel import manifest, report
@@ -271,7 +276,7 @@ def write(
     found = document["intervals"]
     document["intervals"] = {name: bounds(each) for name, each in found.items()} if config.tasks else bounds(found)
     with files.staged_folder(final, overwrite=config.overwrite) as staged:
-        report.write(staged, report=document, samples=samples, curves=curves)
+        report.write(staged, report=document, samples=samples, curves=of_run)
         digest = manifest.seal(
             staged,
             kind="evaluation",
