@@ -59,7 +59,9 @@ class Task(Section):
         None, description="Jinja template of the reference; for choice, of the number (from 0) or text of the right one"
     )
     references: str | None = Field(
-        None, description="Jinja expression of a list of accepted answers, such as answers.text, instead of target"
+        None,
+        description="Jinja expression of a list of accepted answers, such as answers.text, instead of target; for"
+        " choice, of the text of the right one",
     )
     choices: NonEmpty | None = Field(
         None, description="For choice: Jinja expression of a list of texts, such as endings, or [right, wrong]"
@@ -94,6 +96,18 @@ class Task(Section):
             raise ValueError("has no answer to hold the output against. Give target, or references.")
         if self.system is not None and not self.chat:
             raise ValueError("system needs chat = true.")
+        if self.kind == "choice" and (self.weight is not None or self.sampling != Sampling()):
+            raise ValueError("weight and sampling would have no effect on kind = 'choice'. Remove them.")
+        return self
+
+    @model_validator(mode="after")
+    def _is_text(self) -> "Task":
+        texts = {"system": self.system, "delimiter": self.delimiter, "few_shot.separator": self.few_shot.separator}
+        for key, text in texts.items():
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{key} holds bytes that are not UTF-8. Give plain text.") from None
         return self
 
 
@@ -156,11 +170,14 @@ class EvaluateConfig(StageConfig):
         named = [key for key in ("predictions", "tasks", "dataset", "file") if getattr(self, key)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; an evaluation has one of them. Remove the others.")
-        of_documents = ("compression", "stride", "max_windows")
-        idle = of_documents if self.tasks else (*of_documents, "self_check", "packed") if self.predictions else ()
-        if ignored := [key for key in idle if getattr(self, key)]:
-            what = "tasks" if self.tasks else "predictions"
-            raise ValueError(f"{' and '.join(ignored)} mean nothing for {what}. Remove them.")
+        of_documents = ("compression", "stride", "max_windows", "split", "add_bos", "add_eos")
+        of_models = ("self_check", "packed", "context_length", "batch_size", "batch_tokens")
+        idle: tuple[str, ...] = ("split",) if self.file else ("add_bos", "add_eos")
+        if self.tasks or self.predictions:
+            idle = of_documents if self.tasks else (*of_documents, *of_models)
+        if ignored := [key for key in idle if getattr(self, key) != type(self).model_fields[key].default]:
+            what = next((key for key in ("tasks", "predictions", "file") if getattr(self, key)), "a dataset")
+            raise ValueError(f"{' and '.join(ignored)} would have no effect on {what}. Remove what is too much.")
         if self.metrics and self.predictions is None:
             raise ValueError("metrics are those of predictions. Give tasks.<name>.metrics instead.")
         return self

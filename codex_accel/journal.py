@@ -7,6 +7,7 @@ decides its numbers: another evaluation never takes from it.
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,32 @@ from codex_accel import files
 from codex_accel.errors import UserError
 
 PREFIX = ".unfinished-"
+MOST_OF_NAME = 40  # characters, of up to 4 bytes each
 
 
 def path_of(final: Path, identity: Mapping[str, Any]) -> Path:
     """Folder beside `final` of the evaluation with this `identity` (JSON): all that its numbers depend on."""
-    return final.with_name(f"{PREFIX}{final.name}-{_digest(identity)}")
+    return final.with_name(f"{_begin(final)}{_digest(identity)}")
 
 
 def others(final: Path, mine: Path) -> list[Path]:
     """Journals of evaluations with the same output folder and other settings; they are kept."""
-    return sorted(path for path in final.parent.glob(f"{PREFIX}{final.name}-*") if path != mine and path.is_dir())
+    name = re.compile(re.escape(_begin(final)) + "[0-9a-f]{16}")
+    return sorted(path for path in final.parent.iterdir() if name.fullmatch(path.name) and path != mine)
+
+
+def _begin(final: Path) -> str:
+    """How the names of its journals begin; of a long name a part, so that theirs are none too long for the disk."""
+    return f"{PREFIX}{final.name[:MOST_OF_NAME]}-"
+
+
+def make(place: Path) -> None:
+    """Make the folder, if it is not there. Raises: UserError if that fails."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot be made beside the output folder ({error.strerror}). Choose another output_dir."
+        raise UserError(f"{place}: {what}") from error
 
 
 def _digest(value: Any) -> str:
@@ -40,7 +57,7 @@ class Journal:
     """Results of whole batches, by key: those that stood in the folder when it was opened, and those added since."""
 
     def __init__(self, folder: Path, *, process_index: int = 0):
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         self.folder = folder
         self.done, self.num_damaged = _read(folder)
         self._path = folder / f"{process_index:05d}.ndjson"

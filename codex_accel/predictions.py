@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codex_accel import metrics, reasons, tasks
+from codex_accel import metrics, reasons, sources, tasks
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import EvaluateConfig
+from codex_accel.schema import Source
 from codex_accel.sources import RawFile
 from codex_accel.tasks import Bad, Sample
 
@@ -30,6 +31,17 @@ def score(
     }
     report = {"metrics": measured.values, "intervals": measured.intervals, "counts": counts, "facts": measured.facts}
     return report, lines + tasks.skipped(None, bad)
+
+
+def file_of(config: EvaluateConfig) -> RawFile:
+    """The one file that `predictions` names. Raises: UserError if it names none, or several."""
+    assert config.predictions is not None
+    source = Source(path=config.predictions, format="jsonl")
+    found = sources.resolve([source], config_problem=lambda _, what: config.problem("predictions", what))
+    if len(found) > 1:
+        what = f"{config.predictions!r} are {len(found)} files. Score each by itself, or put them into one."
+        raise UserError(config.problem("predictions", what))
+    return found[0]
 
 
 def read(raw: RawFile) -> tuple[list[Sample], list[Bad]]:

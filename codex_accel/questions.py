@@ -3,6 +3,7 @@
 Rule: what goes into the model is what it met in training: BOS and the prompt, or what the chat template makes.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,13 @@ def of_task(name: str, samples: list[Sample], bad: list[Bad], around: Surroundin
     return (_choose if task.kind == "choice" else _write)(name, task, samples, bad, around, asked)
 
 
+def turn_ends(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end the assistant's words, if the task is a chat. Raises UserError if there is no chat template."""
+    if not task.chat and task.file.messages is None:
+        return ()
+    return prompts.turn_end_ids(tokenizer, template_file=task.file.chat_template)
+
+
 def _prompt_ids(task: Task, sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
     """Ids (L,): BOS where there is one, then the prompt; or what the chat template makes of messages.
 
@@ -66,30 +74,33 @@ def _fit(
 
     BOS stays where a prompt's beginning is cut off.
     """
-    kept, new_bad = [], []
+    kept, new_bad, told = [], [], []
     for sample, choices in given:
         try:
             ids = _prompt_ids(task, sample, around.tokenizer)
         except ValueError as error:
             new_bad.append(Bad(sample.file, sample.line, str(error)))
+            told.append(new_bad[-1])
             continue
         places = room - max(map(len, choices), default=0)
         num_cut = max(len(ids) - places, 0)
-        reason = ""
+        reason, is_long = "", num_cut and (task.on_long != "truncate" or places < 2)
         if not len(ids):
             reason = "an empty prompt, and the tokenizer has no BOS to start from"
         elif not all(map(len, choices)):
             reason = "a choice without a token"
-        elif num_cut and (task.on_long != "truncate" or places < 2):
+        elif is_long:
             reason = f"a prompt of {len(ids)} tokens, and the model has room for {max(places, 0)} before the answer"
         elif num_cut:
             begins = ids[0] == around.tokenizer.bos_id
             ids = np.concatenate([ids[:1], ids[num_cut + 1 :]]) if begins else ids[num_cut:]
-        if reason:
-            new_bad.append(Bad(sample.file, sample.line, reason))
-        else:
+        if not reason:
             kept.append(_Prompt(sample, ids, num_cut, choices))
-    tasks.require_good(new_bad, on_bad_sample="skip" if task.on_long == "skip" else around.config.on_bad_sample)
+            continue
+        new_bad.append(Bad(sample.file, sample.line, reason))
+        if not is_long or task.on_long != "skip":
+            told.append(new_bad[-1])
+    tasks.require_good(told, on_bad_sample=around.config.on_bad_sample)
     if not kept:
         raise UserError(around.config.problem(f"tasks.{name}.file", "gives no sample that can be scored."))
     return kept, bad + new_bad
@@ -103,9 +114,8 @@ def _write(name: str, task: Task, samples: list[Sample], bad: list[Bad], around:
     config, sampling = around.config, task.sampling
     room = around.context_length - sampling.max_new_tokens
     fitted, bad = _fit(name, task, [(sample, []) for sample in samples], room, bad, around)
-    ends: tuple[int, ...] = ()
-    if task.chat or task.file.messages is not None:
-        ends = prompts.turn_end_ids(around.tokenizer, template_file=task.file.chat_template)
+    ends = turn_ends(task, around.tokenizer)
+    nth = _nth([prompt.sample.id for prompt in fitted])
     requests = [
         generation.Request(
             input_ids=tuple(prompt.ids.tolist()),
@@ -115,13 +125,12 @@ def _write(name: str, task: Task, samples: list[Sample], bad: list[Bad], around:
             top_p=sampling.top_p,
             stop=tuple(sampling.stop),
             end_ids=ends,
-            seed=seeds.derive(sampling.seed, prompt.sample.id),
+            seed=seeds.derive(sampling.seed, prompt.sample.id, nth[n]),
         )
-        for prompt in fitted
+        for n, prompt in enumerate(fitted)
     ]
     batches = generation.plan_batches(requests, batch_tokens=config.batch_tokens, batch_size=config.batch_size)
-    named = [(prompt.sample.id, prompt.sample.line) for prompt in fitted]
-    keys = tuple(journal.unit_key("text", name, [named[n] for n in batch]) for batch in batches)
+    keys = tuple(journal.unit_key("text", name, [(fitted[n].sample.id, nth[n]) for n in batch]) for batch in batches)
 
     def run(model: Any, batch: Sequence[int]) -> list[Any]:
         found = generation.generate(model, around.tokenizer, [requests[n] for n in batch])
@@ -167,6 +176,16 @@ def _write(name: str, task: Task, samples: list[Sample], bad: list[Bad], around:
     return Work(keys, lambda model, number: run(model, batches[number]), collect, check)
 
 
+def _nth(ids: list[str]) -> list[int]:
+    """Which one of its equals each is, from 0, so that equal samples have draws and results of their own."""
+    seen: collections.Counter[str] = collections.Counter()
+    found = []
+    for id_ in ids:
+        found.append(seen[id_])
+        seen[id_] += 1
+    return found
+
+
 # --- the model chooses ---------------------------------------------------------------------------------------------
 
 
@@ -174,7 +193,7 @@ def _choose(name: str, task: Task, samples: list[Sample], bad: list[Bad], around
     """Each choice is scored as the continuation of its prompt."""
     config, tokenizer = around.config, around.tokenizer
     joint = "" if task.chat or task.file.messages is not None else tasks.delimiter(task)
-    given = [(each, _continuations(tokenizer, [joint + choice for choice in each.choices])) for each in samples]
+    given = [(each, _continuations(tokenizer, each, joint)) for each in samples]
     fitted, bad = _fit(name, task, given, around.context_length + 1, bad, around)
     documents: list[Document] = []
     windows: list[Window] = []
@@ -236,7 +255,9 @@ def _is_tie(values: list[float]) -> bool:
     return len(ordered) > 1 and ordered[-1] - ordered[-2] < NEAR_TIE
 
 
-def _continuations(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Ids (L,) of each text as what goes on after a prompt."""
-    ids, counts = tokenizer.encode_batch(texts, continued=np.ones(len(texts), dtype=bool))
-    return np.split(ids.astype(np.int64), np.cumsum(counts)[:-1])
+def _continuations(tokenizer: Tokenizer, sample: Sample, joint: str) -> list[np.ndarray]:
+    """Ids (L,) of each choice as what goes on after the prompt, as a completion does; `joint` begins each."""
+    end = "" if sample.messages is not None else sample.prompt[-1:]  # of a tokenizer that strips it, all that matters
+    texts = [text for choice in sample.choices for text in (end, joint + choice)]
+    ids, counts = tokenizer.encode_batch(texts, continued=np.tile([False, True], len(sample.choices)))
+    return np.split(ids.astype(np.int64), np.cumsum(counts)[:-1])[1::2]

@@ -9,12 +9,12 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codex_accel import files, formats, reasons, seeds, sources
+from codex_accel import files, formats, reasons, seeds, sources, templates
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import EvaluateConfig, Task
 from codex_accel.lines import Reading
@@ -50,6 +50,7 @@ class Bad:
     file: str
     line: int
     reason: str
+    is_example: bool = False  # asked for as a worked example, not as a sample
 
 
 @dataclass(frozen=True)
@@ -84,41 +85,58 @@ class Input:
 
 def resolve(config: EvaluateConfig) -> dict[str, Input]:
     """Files and templates of all tasks. Raises UserError with all that cannot be found or read as a template."""
-    found: dict[str, Input] = {}
+
+    def resolved(name: str) -> Input:
+        task, key = config.tasks[name], f"tasks.{name}"
+        parts: dict[str, Callable[[], Any]] = {
+            "raw": lambda: sources.resolve([task.file], config_problem=config.problem, key=f"{key}.file"),
+            "made": lambda: _maker(config, key, task),
+        }
+        if task.few_shot.num and (file := task.few_shot.file) is not None:
+            parts["shots"] = lambda: sources.resolve([file], config_problem=config.problem, key=f"{key}.few_shot.file")
+        part = of_each(parts, lambda which: parts[which]())
+        return Input(part["raw"], part.get("shots", part["raw"] if task.few_shot.num else []), *part["made"])
+
+    return of_each(config.tasks, resolved)
+
+
+def of_each(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
+    """What `make` gives for each name. Raises UserError with the problems of all."""
+    found: dict[str, T] = {}
     problems: list[str] = []
-    for name, task in config.tasks.items():
-        key = f"tasks.{name}"
+    for name in names:
         try:
-            raw = sources.resolve([task.file], config_problem=config.problem, key=f"{key}.file")
-            shots = raw
-            if task.few_shot.num and task.few_shot.file is not None:
-                shots = sources.resolve([task.few_shot.file], config_problem=config.problem, key=f"{key}.few_shot.file")
-            item, fields = _maker(config, key, task)
-            found[name] = Input(raw, shots if task.few_shot.num else [], item, fields)
+            found[name] = make(name)
         except UserError as error:
             problems += error.problems
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))
     return found
 
 
 def read(name: str, task: Task, found: Input) -> tuple[list[Sample], list[Bad]]:
-    """Samples in the order of their records, and what gives none.
+    """Samples in the order of their records, and what gives none: of `max_samples` records, spread over all.
 
     Worked examples are drawn for each sample from all others of other content, by `few_shot.seed` and the sample.
 
     Raises: UserError if there are fewer of those than asked for, or no record at all.
     """
-    good, bad = _items(found.raw, found)
-    if not good and not bad:
+    items = _items(found.raw, found)
+    if not items:
         raise UserError(f"tasks.{name}: {task.file.path!r} holds no record. Name another file.")
-    pool, good = good, spread(good, task.max_samples)
-    if task.few_shot.num and found.shots is not found.raw:
-        pool, bad_shots = _items(found.shots, found)
-        bad = bad + bad_shots
+    chosen = spread(items, task.max_samples)
+    good, bad = [each for each in chosen if isinstance(each, _Item)], [each for each in chosen if isinstance(each, Bad)]
+    if not task.few_shot.num:
+        return [_sample(task, item, []) for item in good], bad
+    pool = items if found.shots == found.raw else _items(found.shots, found)
+    bad += [replace(each, is_example=True) for each in pool if isinstance(each, Bad) and each not in bad]
+    return _with_examples(name, task, good, [each for each in pool if isinstance(each, _Item)]), bad
+
+
+def _with_examples(name: str, task: Task, items: list[_Item], pool: list[_Item]) -> list[Sample]:
     num_alike = collections.Counter(each.turns for each in pool)
     samples = []
-    for item in good if task.few_shot.num else ():
+    for item in items:
         draw = random.Random(seeds.derive(task.few_shot.seed, name, json.dumps(item.turns)))
         num = min(len(pool), task.few_shot.num + num_alike[item.turns])
         shots = [each for each in draw.sample(pool, num) if each.turns != item.turns][: task.few_shot.num]
@@ -126,7 +144,7 @@ def read(name: str, task: Task, found: Input) -> tuple[list[Sample], list[Bad]]:
             what = f"{task.few_shot.num} are asked for, and there are {len(shots)} of other content. Ask for fewer."
             raise UserError(f"tasks.{name}.few_shot.num: {what}")
         samples.append(_sample(task, item, shots))
-    return samples or [_sample(task, item, []) for item in good], bad
+    return samples
 
 
 def require_good(bad: Sequence[Bad], *, on_bad_sample: str) -> None:
@@ -138,18 +156,17 @@ def require_good(bad: Sequence[Bad], *, on_bad_sample: str) -> None:
     raise UserError(*lines, more)
 
 
-def _items(raw_files: Sequence[RawFile], found: Input) -> tuple[list[_Item], list[Bad]]:
-    good: list[_Item] = []
-    bad: list[Bad] = []
+def _items(raw_files: Sequence[RawFile], found: Input) -> list[_Item | Bad]:
+    items: list[_Item | Bad] = []
     for raw in raw_files:
         for line, value in values(raw, found.fields):
             try:
                 if isinstance(value, ValueError):
                     raise value
-                good.append(_Item(str(raw.path), line, *found.item(value)))
+                items.append(_Item(str(raw.path), line, *found.item(value)))
             except ValueError as error:
-                bad.append(Bad(str(raw.path), line, str(error)))
-    return good, bad
+                items.append(Bad(str(raw.path), line, str(error)))
+    return items
 
 
 def values(raw: RawFile, fields: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
@@ -177,9 +194,11 @@ def _sample(task: Task, item: _Item, shots: list[_Item]) -> Sample:
     """The question with its worked examples before it: as text, or as turns of a conversation."""
     messages: Messages | None = None
     if task.chat or task.file.messages is not None:
-        before = tuple(turn for shot in shots for turn in (*shot.turns, ("assistant", shot.answer_text)))
-        system = (("system", task.system),) if task.system is not None else ()
-        messages = (*system, *before, *item.turns)
+        own = item.turns[:1] if item.turns[0][0] == "system" else ()
+        system = own or ((("system", task.system),) if task.system is not None else ())
+        turns = [turn for shot in shots for turn in (*shot.turns, ("assistant", shot.answer_text))]
+        before = [turn for turn in turns if turn[0] != "system"]  # which stands at the beginning alone
+        messages = (*system, *before, *item.turns[len(own) :])
         prompt = "\n".join(f"{role}: {content}" for role, content in messages)
     else:
         between, joint = task.few_shot.separator, delimiter(task)
@@ -223,7 +242,7 @@ def line(name: str | None, sample: Sample) -> dict[str, Any]:
         "prompt": sample.prompt,
         "prompt_sha256": files.sha256_bytes(sample.prompt.encode()),
         "references": list(sample.references),
-        "references_sha256": files.sha256_bytes("\n".join(sample.references).encode()),
+        "references_sha256": files.sha256_bytes(json.dumps(sample.references, ensure_ascii=False).encode()),
     }
 
 
@@ -234,12 +253,15 @@ def output(text: str) -> dict[str, Any]:
 
 def skipped(name: str | None, bad: Sequence[Bad]) -> list[dict[str, Any]]:
     """Lines of samples.ndjson for what was not scored."""
-    return [{"task": name, "line": each.line, "skipped": each.reason} for each in bad]
+    return [{"task": name, "line": each.line, "skipped": each.reason} for each in bad if not each.is_example]
 
 
 def counts(lines: Sequence[dict[str, Any]], bad: Sequence[Bad]) -> dict[str, int]:
-    """How many samples there are, and what became of them."""
-    return {"num_samples": len(lines) + len(bad), "num_scored": len(lines), "num_skipped": len(bad)}
+    """How many samples there are, and what became of them; worked examples that were skipped are told if there are."""
+    num_examples = sum(each.is_example for each in bad)
+    num_skipped = len(bad) - num_examples
+    found = {"num_samples": len(lines) + num_skipped, "num_scored": len(lines), "num_skipped": num_skipped}
+    return found | ({"num_skipped_examples": num_examples} if num_examples else {})
 
 
 def settings(task: Task, *, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +270,27 @@ def settings(task: Task, *, metrics: Mapping[str, Any]) -> dict[str, Any]:
     for source in filter(None, (found["file"], found["few_shot"]["file"])):
         del source["path"], source["chat_template"]
     return {**found, "metrics": dict(metrics)}
+
+
+def without_metrics(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a report, of which the metrics of its tasks are left out."""
+    found = {name: {**task, "metrics": None} for name, task in settings.get("tasks", {}).items()}
+    return {**settings, "tasks": found}
+
+
+def file_digests(inputs: Mapping[str, Input], sha256: Mapping[Path, str]) -> dict[str, str]:
+    """Digests of the files of each task, and of those of its examples where they are others."""
+    found: dict[str, str] = {}
+    for name, each in inputs.items():
+        found[f"file of {name}"] = digest_of([sha256[raw.path] for raw in each.raw])
+        if each.shots and each.shots != each.raw:
+            found[f"examples of {name}"] = digest_of([sha256[raw.path] for raw in each.shots])
+    return found
+
+
+def digest_of(digests: Sequence[str]) -> str:
+    """SHA-256 of a file, or, of several, over their digests one after the other."""
+    return digests[0] if len(digests) == 1 else files.sha256_bytes("".join(digests).encode())
 
 
 def template_digests(config: EvaluateConfig, own: str | None) -> dict[str, str]:
@@ -262,83 +305,41 @@ def template_digests(config: EvaluateConfig, own: str | None) -> dict[str, str]:
     return found
 
 
-# --- templates ----------------------------------------------------------------------------------------------------
+# --- question and answer -------------------------------------------------------------------------------------------
 
 
 def _maker(config: EvaluateConfig, key: str, task: Task) -> tuple[Any, tuple[str, ...]]:
     """What makes question and answer of a record, and the fields that it takes. Raises UserError for bad templates."""
-    from jinja2 import StrictUndefined, TemplateSyntaxError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    fields: set[str] = set()
-    problems: list[str] = []
-
-    def compiled(name: str, source: str | None, *, expression: bool) -> Callable[[Mapping[str, Any]], Any] | None:
-        if source is None:
-            return None
-        try:
-            fields.update(
-                meta.find_undeclared_variables(environment.parse(f"{{{{ {source} }}}}" if expression else source))
-            )
-            if expression:
-                found = environment.compile_expression(source, undefined_to_none=False)
-                return lambda record: found(**record)
-            return environment.from_string(source).render
-        except TemplateSyntaxError as error:
-            what = f"is no Jinja {'expression' if expression else 'template'}: {error.message}. Mend it."
-            problems.append(config.problem(f"{key}.{name}", what))
-            return None
-
-    prompt = compiled("prompt", task.prompt, expression=False)
-    target = compiled("target", task.target, expression=False)
-    references = compiled("references", task.references, expression=True)
-    weight = compiled("weight", task.weight, expression=True)
-    listed = compiled("choices", task.choices, expression=True)
-    if problems:
-        raise UserError(*problems)
-    source = task.file
+    made, source = templates.of_task(task, config=config, key=key), task.file
     given = [source.messages] if source.messages is not None else [source.prompt, source.completion]
-    own = tuple(name for name in given if name is not None) if prompt is None else ()
-
-    def filled(what: str, make: Callable[[Mapping[str, Any]], Any] | None, record: Mapping[str, Any]) -> Any:
-        from jinja2 import TemplateError
-        from jinja2.exceptions import UndefinedError
-
-        try:
-            value = make(record) if make is not None else None
-            if isinstance(value, StrictUndefined):
-                raise UndefinedError
-        except UndefinedError:
-            missing = sorted(fields - set(record))
-            names = f"no field {missing[0]!r}" if missing else f"a part of a field that {what} names is missing"
-            raise ValueError(f"{names}: there are {reasons.names(list(record))}") from None
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            raise ValueError(f"the template of {what} fails: {type(error).__name__}") from None
-        return value
+    own = tuple(name for name in given if name is not None) if "prompt" not in made else ()
 
     def item(record: Mapping[str, Any]) -> tuple[Messages, tuple[str, ...], tuple[str, ...], int, float]:
-        turns, accepted = _own(record, source, own) if own else ((("user", filled("prompt", prompt, record)),), ())
-        if target is not None and task.kind == "generate":
-            accepted = (filled("target", target, record),)
-        if references is not None:
-            accepted = texts("references", filled("references", references, record))
+        if absent := next((name for name in source.required if record.get(name) is None), None):
+            raise ValueError(f"field {absent!r} is missing or null: there are {reasons.names(list(record))}")
+        turns, accepted = _own(record, source, own) if own else ((("user", made["prompt"](record)),), ())
+        if "target" in made and task.kind == "generate":
+            accepted = (made["target"](record),)
+        if "references" in made:
+            accepted = texts("references", made["references"](record))
         among: tuple[str, ...] = ()
         right = 0
         if task.kind == "choice":
-            among = texts("choices", filled("choices", listed, record))
-            right = _right(filled("target", target, record) if target is not None else accepted[0], among)
+            among = _choices(made["choices"](record))
+            named = made["target"](record) if "target" in made else accepted[0]
+            right = _right(named, among, may_be_number="references" not in made)
             accepted = (among[right],)
-        elif not accepted or not all(isinstance(text, str) for text in accepted):
+        elif not accepted:
             raise ValueError("no reference")
-        value = 1.0 if weight is None else filled("weight", weight, record)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"the weight is of type {type(value).__name__}, or below 0, or not finite")
+        weight = made["weight"](record) if "weight" in made else 1.0
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"the weight is of type {type(weight).__name__}, or below 0, or not finite")
         for text in (*(content for _, content in turns), *accepted, *among):
             require_unicode(text)
-        return turns, accepted, among, right, float(value)
+        return turns, accepted, among, right, float(weight)
 
-    return item, tuple(sorted({*fields, *own}))
+    fields = {name for each in made.values() for name in each.fields}
+    return item, tuple(sorted({*fields, *own, *source.required}))
 
 
 def _own(record: Mapping[str, Any], source: Any, names: tuple[str, ...]) -> tuple[Messages, tuple[str, ...]]:
@@ -371,16 +372,30 @@ def texts(what: str, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _right(value: str, choices: tuple[str, ...]) -> int:
+def _choices(value: Any) -> tuple[str, ...]:
+    """Two texts or more; raises ValueError for anything else: a question with one choice is always answered right."""
+    if isinstance(value, str):
+        raise ValueError("choices is one text, not a list of texts")
+    if len(found := texts("choices", value)) < 2:
+        raise ValueError("choices has one text, and there is nothing to choose")
+    return found
+
+
+def _right(value: str, choices: tuple[str, ...], *, may_be_number: bool) -> int:
     """The place of the right choice, which `value` gives as its text or as its number from 0."""
-    if value in choices:
-        return choices.index(value)
+    places = {place for place, text in enumerate(choices) if text == value}
+    if len(places) > 1:
+        raise ValueError("the right choice stands there twice")
     number = value.strip()
-    if number.isascii() and number.isdigit() and int(number) < len(choices):
-        return int(number)
-    raise ValueError(
-        f"the target is neither one of the {len(choices)} choices nor a number from 0 to {len(choices) - 1}"
-    )
+    if may_be_number and number.isascii() and number.isdigit() and int(number) < len(choices):
+        places.add(int(number))
+    if len(places) > 1:
+        what = "the target is the text of one choice and the number of another"
+        raise ValueError(f"{what}: give references instead of target, which are texts alone")
+    if not places:
+        what = f"one of the {len(choices)} choices nor a number from 0 to {len(choices) - 1}"
+        raise ValueError(f"the target is neither {what}")
+    return places.pop()
 
 
 def require_unicode(text: str) -> None:

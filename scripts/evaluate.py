@@ -29,6 +29,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # metrics where none are nam
     "choice": {"acc": {}, "acc_norm": {}},
     "predictions": {"exact_match": {}, "f1": {}, "rouge": {}, "bleu": {}, "chrf": {}, "distinct": {}},
 }
+VERSIONS = ("codex-accel", "torch", "transformers", "tokenizers", "sentencepiece", "jinja2", "peft")  # make the numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,15 +53,15 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
 
     folder = manifest.find_model(Path(config.checkpoint), verify=config.verify, key="checkpoint")
     named = {name: task.metrics or DEFAULTS[task.kind] for name, task in config.tasks.items()}
-    asked, problems = {}, []
-    for name, chosen in named.items():
-        try:
-            asked[name] = metrics.load(config.tasks[name].kind, chosen, config=config, key=f"tasks.{name}.metrics")
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    inputs = tasks.resolve(config)
+
+    def metrics_of(name: str) -> dict[str, metrics.Metric]:
+        return metrics.load(config.tasks[name].kind, named[name], config=config, key=f"tasks.{name}.metrics")
+
+    checks: dict[str, Any] = {
+        "inputs": lambda: tasks.resolve(config),
+        "metrics": lambda: tasks.of_each(config.tasks, metrics_of),
+    }
+    inputs, asked = tasks.of_each(checks, lambda which: checks[which]()).values()
     raw_files = list({raw.path: raw for each in inputs.values() for raw in (*each.raw, *each.shots)}.values())
     dataset_dir = None
     if config.file is not None:
@@ -71,9 +72,10 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
         dataset_dir = manifest.parent_path(folder, kind="dataset", hint="Give dataset=DIR, file.path=FILE or tasks.")
     if dataset_dir is not None:
         manifest.require(dataset_dir, kinds=["dataset"], verify=config.verify, key="dataset")
-    files.require_apart(final, [path for path in (folder, dataset_dir) if path is not None])
+    read_from = (folder, dataset_dir, *(raw.path for raw in raw_files))
+    files.require_apart(final, [path for path in read_from if path is not None])
     of_run = curves.of_model(folder)
-    read = {name: tasks.read(name, config.tasks[name], found) for name, found in inputs.items()}
+    read = tasks.of_each(inputs, lambda name: tasks.read(name, config.tasks[name], inputs[name]))
     tasks.require_good([each for _, bad in read.values() for each in bad], on_bad_sample=config.on_bad_sample)
 
     import torch
@@ -93,6 +95,7 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
         raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
     tokenizer_dir = bases.tokenizer_beside(folder)
     tokenizer = tokenizers.load(tokenizer_dir, key="checkpoint")
+    tasks.of_each(config.tasks, lambda name: questions.turn_ends(config.tasks[name], tokenizer))
     model = models.load(folder, verify=config.verify).to(accelerator.device).eval()
     longest = getattr(model.config, "max_position_embeddings", None)
     context_length = config.context_length or longest or 1024
@@ -105,7 +108,7 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
     counts = {}
     if config.tasks:
         around = questions.Surroundings(config, tokenizer, context_length)
-        work = {name: questions.of_task(name, *read[name], around, asked[name]) for name in read}
+        work = tasks.of_each(read, lambda name: questions.of_task(name, *read[name], around, asked[name]))
         settings["tasks"] = {n: tasks.settings(task, metrics=named[n]) for n, task in config.tasks.items()}
     else:
         if dataset_dir is not None:
@@ -132,19 +135,27 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
 
     # --- what decides the numbers ----------------------------------------------------------------------------------
     parents = [manifest.as_parent(path) for path in (folder, dataset_dir) if path is not None]
-    unnamed = [manifest.as_parent(path) for path in bases.unnamed_bases(folder)]
+    below = {path: manifest.as_parent(path) for path in bases.chain(folder, verify=False, key="checkpoint")[1:]}
+    unnamed = [below[path] for path in bases.unnamed_bases(folder)]
     described = [records.describe(raw) for raw in raw_files]
     digests = {parent["kind"]: parent["content_digest"] for parent in parents}
     digests["tokenizer"] = tokenizers.digest(tokenizer_dir)
     digests |= tasks.template_digests(config, tokenizer.chat_template)
-    versions = {name: importlib.metadata.version(name) for name in ("codex-accel", "torch", "transformers")}
-    others = [each["content_digest"] for each in unnamed] + [each["sha256"] for each in described]
-    device = accelerator.device.type
-    identity = {"settings": settings, "digests": digests, "others": others, "versions": versions, "device": device}
+    digests |= tasks.file_digests(inputs, {Path(each["path"]): each["sha256"] for each in described})
+    if config.file is not None:
+        digests["file"] = tasks.digest_of([each["sha256"] for each in described])
+    identity = {
+        "settings": tasks.without_metrics(settings),  # which are computed when all is scored
+        "digests": digests,
+        "bases": [each["content_digest"] for each in below.values()],
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "device": accelerator.device.type,
+        "packed": config.packed,
+    }
 
     # --- scores, batch by batch ------------------------------------------------------------------------------------
     place = journal.path_of(final, identity)
-    place.mkdir(parents=True, exist_ok=True)
+    journal.make(place)
     with run_folder.held(place) if accelerator.is_main_process else contextlib.nullcontext():
         book = journal.Journal(place, process_index=accelerator.process_index)
         accelerator.wait_for_everyone()  # all have read what was done before the first of them adds to it
@@ -234,20 +245,18 @@ def compression(config: EvaluateConfig, documents: Any, tokenizer: Any, values: 
 
 def score_predictions(config: EvaluateConfig, final: Path) -> None:
     """Score a file of predictions, without a model."""
-    from codex_accel import metrics, predictions, records, sources, tasks
-    from codex_accel.schema import Source
+    from codex_accel import metrics, predictions, records, tasks
 
     named = config.metrics or DEFAULTS["predictions"]
     asked = metrics.load("generate", named, config=config, key="metrics")
-    source = Source(path=config.predictions, format="jsonl")
-    raw_files = sources.resolve([source], config_problem=lambda _, what: config.problem("predictions", what))
-    files.require_apart(final, [raw.path for raw in raw_files])
-    samples, bad = predictions.read(raw_files[0])
+    raw = predictions.file_of(config)
+    files.require_apart(final, [raw.path])
+    samples, bad = predictions.read(raw)
     tasks.require_good(bad, on_bad_sample=config.on_bad_sample)
     document, lines = predictions.score(samples, bad, asked, config)
-    described = [records.describe(raw) for raw in raw_files]
-    document |= {"settings": {"metrics": named}, "digests": {"predictions": described[0]["sha256"]}}
-    write(final, config, document, lines, parents=[], sources=described, speed={}, of_run=None)
+    described = records.describe(raw)
+    document |= {"settings": {"metrics": named}, "digests": {"predictions": described["sha256"]}}
+    write(final, config, document, lines, parents=[], sources=[described], speed={}, of_run=None)
 
 
 def bounds(intervals: Mapping[str, Any]) -> dict[str, dict[str, float] | None]:
@@ -288,7 +297,8 @@ def write(
             facts={"metrics": document["metrics"], **speed},
         )
     for task, name, value, low, high in report.rows(document):
-        shown = "not known, a part was scored" if value is None else f"{value:.6g}"
+        unknown = "not known, a part was scored" if name == "bits_per_byte" else "not known"
+        shown = unknown if value is None else f"{value:.6g}"
         interval = "" if low is None else f"  [{low:.6g}, {high:.6g}]"
         print(f"{f'{task} {name}'.strip():<32} {shown}{interval}")
     print(f"report   {final}\nmanifest {digest}")

@@ -24,7 +24,7 @@ def text_line(number: int, output: str, references: Sequence[str], **more) -> di
     return {
         "task": None, "sample_id": sha256(f"sample {number}")[:32], "line": number, "prompt": prompt,
         "prompt_sha256": sha256(prompt), "references": list(references),
-        "references_sha256": sha256("\n".join(references)), "output": output, "output_sha256": sha256(output),
+        "references_sha256": sha256(json.dumps(references, ensure_ascii=False)), "output": output, "output_sha256": sha256(output),
         "scores": {}, **more,
     }  # fmt: skip
 
@@ -33,7 +33,7 @@ def choice_line(number: int, loglikelihoods: Sequence[float], answer: int, **mor
     prompt = more.pop("prompt", f"beginning {number}")
     return {
         "task": None, "sample_id": sha256(f"choice {number}")[:32], "line": number, "prompt": prompt,
-        "prompt_sha256": sha256(prompt), "references": [], "references_sha256": sha256(""),
+        "prompt_sha256": sha256(prompt), "references": [], "references_sha256": sha256("[]"),
         "choices": [f"ending {number}.{n}" + "!" * n for n in range(len(loglikelihoods))],
         "loglikelihoods": list(loglikelihoods), "answer": answer, "predicted": int(np.argmax(loglikelihoods)),
         "scores": {}, **more,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codex_accel import journal
+from codex_accel import files, journal
 from codex_accel.errors import UserError
 from codex_accel.journal import Journal
 
@@ -99,6 +99,28 @@ def test_another_evaluation_has_another_journal(tmp_path):
         Journal(place).add("a", [])
     assert journal.others(tmp_path / "r", first) == sorted(places)[1:]
     assert journal.others(tmp_path / "other", first) == []
+
+
+@pytest.mark.parametrize("name", ["r[1]*", "r?", "é\u3042", "r"])
+def test_the_journals_of_a_folder_are_those_with_its_very_name(tmp_path, name):
+    """A name may hold what a glob takes for a pattern, and be the beginning of another."""
+    mine, stale = (journal.path_of(tmp_path / name, {"settings": n}) for n in range(2))
+    for place in (mine, stale, journal.path_of(tmp_path / f"{name}-x", {}), journal.path_of(tmp_path / "r1", {})):
+        Journal(place).add("a", [])
+    assert journal.others(tmp_path / name, mine) == [stale]
+
+
+def test_a_name_as_long_as_the_disk_takes_has_a_journal_that_can_be_removed(tmp_path):
+    place = journal.path_of(tmp_path / ("é" * 127), {})
+    Journal(place).add("a", [1])
+    files.remove_folder(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "r").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made beside the output folder .* Choose another output_dir"):
+        Journal(tmp_path / "r")
 
 
 def test_a_full_disk_ends_in_an_error_that_says_how_to_go_on(tmp_path):

@@ -94,6 +94,18 @@ def test_spread_takes_so_many_in_order(number, wanted):
     assert len(found) == (number if wanted is None else min(number, wanted))
 
 
+def test_a_template_may_print_nothing_for_an_absent_field(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "a": "b"}])
+    [sample], _ = read(path, prompt="{{ ctx if ctx is defined }}{{ q }}", target="{{ a }}")
+    assert sample.prompt == "x"
+
+
+def test_a_field_may_have_any_name(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"self": "x", "args": "y", "kwargs": "z"}])
+    [sample], _ = read(path, prompt="{{ args }}", references="[kwargs]")
+    assert (sample.prompt, sample.references) == ("y", ("z",))
+
+
 # --- worked examples ------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +150,17 @@ def test_examples_of_a_chat_are_turns(sums):
     assert [role for role, _ in sample.messages] == ["system", "user", "assistant", "user"]
 
 
+def test_a_system_message_stands_at_the_beginning_alone(tmp_path):
+    """Chat templates refuse it elsewhere; that of the record goes before that of the task."""
+    turns = [[{"role": "system", "content": "S"}, {"role": "user", "content": f"{n}"},
+              {"role": "assistant", "content": "a"}] for n in range(3)]  # fmt: skip
+    path = written(tmp_path / "a.jsonl", [{"m": each} for each in turns] + [{"m": turns[0][1:]}])
+    samples, _ = read(path, file={"messages": "m"}, few_shot={"num": 1}, chat=True, system="T")
+    for sample, system in zip(samples, ["S", "S", "S", "T"], strict=True):
+        assert [role for role, _ in sample.messages] == ["system", "user", "assistant", "user"]
+        assert sample.messages[0] == ("system", system)
+
+
 def test_too_few_examples_are_an_error(sums):
     with pytest.raises(UserError, match=r"tasks.t.few_shot.num: 10 are asked for, and there are 9 of other content"):
         read(sums, **QA, few_shot={"num": 10})
@@ -153,6 +176,8 @@ def test_a_double_of_the_sample_is_no_example(tmp_path):
 
 # --- what cannot be scored ------------------------------------------------------------------------------------------
 
+RUNAWAY = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ q * 10**13 }}", "{{ 1 / 0 }}", "{% include q %}"]
+CHOICE = {"kind": "choice", "prompt": "{{ q }}", "choices": "c"}
 BAD = [
     ({"question": "q"}, "no field 'answer': there are 'question'"),
     ({"question": "q", "answer": "a\ud800"}, "lone surrogate"),
@@ -186,6 +211,97 @@ def test_a_target_outside_of_the_choices_is_bad(tmp_path, target):
     samples, [bad] = read(path, kind="choice", prompt="{{ q }}", choices="c", target="{{ t }}")
     assert not samples
     assert "the target is neither one of the 2 choices nor a number from 0 to 1" in bad.reason
+
+
+@pytest.mark.parametrize("prompt", RUNAWAY)
+def test_a_template_that_fails_at_a_record_is_located(tmp_path, prompt):
+    samples, [bad] = read(written(tmp_path / "a.jsonl", [{"q": "x"}]), prompt=prompt, target="{{ q }}")
+    assert not samples
+    assert "the template of prompt fails" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [(None, "a null"), (["b"], "a list"), ({"b": 1}, "a dict")], ids=["null", "list", "dict"]
+)
+@pytest.mark.parametrize("key", ["prompt", "target"])
+def test_what_is_no_text_is_not_printed(tmp_path, key, field, what):
+    """Python would write None and ['b'], and the reference of an unanswered question would be the word None."""
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "a": field}])
+    samples, [bad] = read(path, **{"prompt": "{{ q }}", "target": "{{ q }}", key: "{{ a }}"})
+    assert not samples
+    assert f"the template of {key} prints {what}" in bad.reason
+
+
+@pytest.mark.parametrize("prompt", ["{{ q.upper }}", "{{ joiner() }}", "{{ [q] | map('upper') }}"])
+def test_a_prompt_holds_no_address_in_memory(tmp_path, prompt):
+    """Which each process would have another of, and so other samples."""
+    samples, [bad] = read(written(tmp_path / "a.jsonl", [{"q": "x"}]), prompt=prompt, target="{{ q }}")
+    assert not samples
+    assert "which is no text" in bad.reason
+
+
+@pytest.mark.parametrize(("prompt", "what"), [("{{ [1, 2] | random }}", "prompt: is no Jinja template: No filter")])
+def test_a_template_draws_nothing_at_random(sums, prompt, what):
+    with pytest.raises(UserError, match=what):
+        read(sums, prompt=prompt, target="{{ answer }}")
+    _, bad = read(sums, prompt="{{ lipsum() }}", target="{{ answer }}")
+    assert len(bad) == 10
+
+
+def test_the_field_that_is_told_is_one_of_the_template_that_fails(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "a": "b"}])
+    _, [bad] = read(path, prompt="{{ q }}{{ ctx if ctx is defined }}", target="{{ a.b }}")
+    assert "a part of a field that target names is missing" in bad.reason
+
+
+@pytest.mark.parametrize("choices", ["a text", ["one"], [], ["one", 2], None])
+def test_choices_are_two_texts_or_more(tmp_path, choices):
+    """One text, such as a list in a cell of CSV, would be one choice, and each question answered right."""
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "c": choices, "a": "0"}])
+    samples, [bad] = read(path, **CHOICE, target="{{ a }}")
+    assert not samples
+    assert bad.reason.startswith("choices ")
+
+
+def test_a_target_that_is_text_and_number_is_bad_and_references_are_texts_alone(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "1 + 1", "c": ["1", "2", "0"], "n": 1}])
+    _, [bad] = read(path, **CHOICE, target="{{ n }}")
+    assert "the target is the text of one choice and the number of another" in bad.reason
+    [sample], _ = read(path, **CHOICE, references="[c[n]]")
+    assert sample.answer == 1
+    [sample], _ = read(path, **CHOICE, references="['1']")
+    assert sample.answer == 0
+
+
+def test_a_right_choice_that_stands_there_twice_is_bad(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "c": ["b", "a", "a"], "t": "a"}])
+    _, [bad] = read(path, **CHOICE, target="{{ t }}")
+    assert "stands there twice" in bad.reason
+
+
+def test_a_required_field_is_required(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "x", "a": "b", "k": 1}, {"q": "x", "a": "b"}])
+    samples, [bad] = read(path, prompt="{{ q }}", target="{{ a }}", file={"required": ["k"]})
+    assert len(samples) == 1
+    assert "field 'k' is missing or null" in bad.reason
+
+
+def test_of_so_many_samples_only_their_own_faults_count(tmp_path):
+    records = [{"question": "q", "answer": "a"} if n not in (0, 5) else {"question": "q"} for n in range(10)]
+    samples, bad = read(written(tmp_path / "a.jsonl", records), **QA, max_samples=4)
+    assert ([s.line for s in samples], [b.line for b in bad]) == ([4, 7, 10], [1])
+    assert tasks.counts([{}] * 3, bad) == {"num_samples": 4, "num_scored": 3, "num_skipped": 1}
+
+
+def test_examples_that_cannot_be_used_are_no_samples(sums, tmp_path):
+    shots = written(tmp_path / "s.jsonl", [{"question": "a", "answer": "b"}, {"question": "c"}])
+    samples, bad = read(sums, **QA, few_shot={"num": 1, "file": {"path": str(shots)}})
+    assert [(b.file, b.line, b.is_example) for b in bad] == [(str(shots), 2, True)]
+    found = tasks.counts([{} for _ in samples], bad)
+    assert found == {"num_samples": 10, "num_scored": 10, "num_skipped": 0, "num_skipped_examples": 1}
+    assert tasks.skipped("t", bad) == []
+    with pytest.raises(UserError, match=r"s.jsonl:2: no field 'answer'"):
+        tasks.require_good(bad, on_bad_sample="error")
 
 
 def test_reasons_repeat_no_data(tmp_path):
@@ -222,6 +338,42 @@ def test_no_record_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(UserError, match=r"holds no record|is empty"):
         read(tmp_path / "a.jsonl", **QA)
+
+
+def test_a_missing_file_hides_no_broken_template(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "none.jsonl", prompt="{{", target="{{ a }}", few_shot={"num": 1, "file": {"path": "none"}})
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
+        "tasks.t.file.path", "tasks.t.prompt", "tasks.t.few_shot.file.path",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "task",
+    [{"system": "\ud800", "chat": True}, {"delimiter": "\ud800"}, {"few_shot": {"separator": "\ud800"}}],
+    ids=["system", "delimiter", "separator"],
+)
+def test_what_goes_into_prompts_is_text(sums, task):
+    with pytest.raises(UserError, match=r"tasks\.t .*holds bytes that are not UTF-8"):
+        read(sums, **QA, **task)
+
+
+TASK = {"t": {"file": {"path": "f"}, "prompt": "p", "target": "t"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"checkpoint": "c", "tasks": TASK, "add_bos": False, "split": "train"}, "split and add_bos .* on tasks"),
+        ({"checkpoint": "c", "add_eos": True}, "add_eos .* on a dataset"),
+        ({"checkpoint": "c", "file": {"path": "f"}, "split": "train"}, "split .* on file"),
+        ({"checkpoint": "c", "tasks": {"t": {**TASK["t"], "kind": "choice", "choices": "c", "weight": "w"}}}, "weight"),
+        ({"predictions": "p", "batch_size": 2}, "batch_size .* on predictions"),
+    ],
+)
+def test_a_key_without_effect_is_told(values, what):
+    with pytest.raises(UserError, match=what):
+        configuration.build(EvaluateConfig, {"output_dir": "o", **values}, {}, [])
 
 
 # --- ids ------------------------------------------------------------------------------------------------------------

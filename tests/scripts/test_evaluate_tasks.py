@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 from conftest import run_script
 
-from codex_accel import journal, tokenizer
+from codex_accel import documents, journal, questions, tokenizer
 from codex_accel import model as models
 from codex_accel.errors import UserError
+from codex_accel.files import sha256_file
+from codex_accel.records import Part, Record
+from codex_accel.tasks import Sample
 
 CHOICE = "{kind: choice, prompt: '{{ q }}', choices: c, target: '{{ a }}'"
 
@@ -122,6 +127,12 @@ def test_a_report_holds_the_tasks_by_name(report):
             assert bounds is None or bounds["low"] - 1e-12 <= value <= bounds["high"] + 1e-12
 
 
+def test_a_report_has_the_digest_of_each_file(report, files):
+    digests = json.loads((report / "report.json").read_text())["digests"]
+    wanted = {f"file of {name}": sha256_file(files / f"{name}.jsonl") for name in ("text", "choice")}
+    assert digests | wanted == digests
+
+
 def test_a_self_check_finds_the_same(report):
     checked = json.loads((report / "report.json").read_text())["self_check"]
     assert checked["text"] == {"num_samples": 3, "num_other_texts": 0, "num_other_without_near_tie": 0}
@@ -161,6 +172,30 @@ def test_a_chat_is_rendered_and_ends_with_its_turn(fork_server, chain, tmp_path)
     assert "chat_template of t" in found["digests"]
 
 
+@pytest.mark.parametrize("prompt", ["def", "def ", "a\n", ""])
+def test_a_choice_has_the_ids_that_a_completion_has_in_training(shared, prompt):
+    """Of a tokenizer that strips the white space around a text, too."""
+    folders = [shared / "models" / "stories260K", shared / "tokenizers" / "sentencepiece_unigram_botchan.model"]
+    choices = (" a ", "b", " c", "d ")
+    sample = Sample("f", 1, "0" * 32, prompt, None, (), choices)
+    for encoder in map(tokenizer.load, folders):
+        for choice, found in zip(choices, questions._continuations(encoder, sample, ""), strict=True):
+            record = Record("f", 1, (Part(prompt, False), Part(choice, True)))
+            [whole], _ = documents.encode(encoder, [record], add_bos=True, add_eos=False)
+            ((start, stop),) = whole.target_spans
+            assert found.tolist() == whole.input_ids[start:stop].tolist()
+
+
+def test_equal_samples_have_draws_of_their_own(fork_server, stories, tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "Lily said", "a": "x"}] * 3)
+    task = f"tasks.t={{file: {{path: {path}}}, prompt: '{{{{ q }}}}', target: '{{{{ a }}}}', "
+    task += "sampling: {max_new_tokens: 24, temperature: 1.0}}"
+    evaluate(fork_server, tmp_path / "r", f"checkpoint={stories}", task)
+    lines = lines_of(tmp_path / "r")
+    assert len({line["output"] for line in lines}) == 3
+    assert len({line["sample_id"] for line in lines}) == 1
+
+
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +227,42 @@ def test_bad_samples_stop_before_the_model_loads_or_are_counted(fork_server, cha
     found = evaluate(fork_server, tmp_path / "r", f"checkpoint={chain}/run", task, "on_bad_sample=skip")
     assert found["counts"]["t"]["num_skipped"] == 1
     assert [line["line"] for line in lines_of(tmp_path / "r") if "skipped" in line] == [2]
+
+
+def test_long_prompts_that_are_skipped_take_no_other_with_them(fork_server, stories, tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"q": "a " * 600, "c": ["b", "c"]}, {"q": "a", "c": ["", "b"]}])
+    task = f"tasks.t={{kind: choice, file: {{path: {path}}}, prompt: '{{{{ q }}}}', choices: c, target: '1', "
+    job = fork_server.run(
+        "evaluate", [f"checkpoint={stories}", task + "delimiter: '', on_long: skip}", f"output_dir={tmp_path}/r"]
+    )
+    assert job.codes == [2]
+    assert f"{path}:2: a choice without a token" in job.output
+    assert "a.jsonl:1" not in job.output
+
+
+def test_the_problems_of_all_tasks_are_told_at_once(chain, files, tmp_path):
+    bad = "{file: {path: none.jsonl}, prompt: '{{', target: x, metrics: {rogue: {}}}"
+    worse = f"{{file: {{path: {files}/text.jsonl}}, prompt: '{{{{ q }}}}', target: x, few_shot: {{num: 99}}}}"
+    argv = [f"checkpoint={chain}/run", f"output_dir={tmp_path}/r"]
+    with pytest.raises(UserError) as caught:
+        run_script("evaluate", *argv, f"tasks={{a: {bad}, b: {worse}, c: {bad}}}")
+    keys = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert keys == [f"tasks.{n}.{key}" for n in "ac" for key in ("file.path", "prompt")] + [
+        f"tasks.{n}.metrics.rogue" for n in "ac"
+    ]
+    with pytest.raises(UserError) as caught:
+        run_script("evaluate", *argv, f"tasks={{a: {worse}, b: {worse}}}")
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [f"tasks.{n}.few_shot.num" for n in "ab"]
+
+
+def test_a_chat_without_a_template_stops_before_the_model_loads(fork_server, stories, files, tmp_path):
+    task = f"tasks.t={{file: {{path: {files}/text.jsonl}}, prompt: '{{{{ q }}}}', references: a, chat: true}}"
+    copy = tmp_path / "m"
+    shutil.copytree(stories, copy)
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    job = fork_server.run("evaluate", [f"checkpoint={copy}", task, f"output_dir={tmp_path}/r"])
+    assert job.codes == [2]
+    assert "has no chat template, which messages need" in job.output
 
 
 def test_an_unknown_metric_is_told_with_its_key(chain, files, tmp_path):
@@ -244,6 +315,18 @@ def test_killed_losses_go_on_to_the_same_report(fork_server, chain, tmp_path):
     assert content_digest(tmp_path / "r") == content_digest(tmp_path / "whole")
 
 
+def test_other_metrics_need_no_other_scores(fork_server, stories, files, tmp_path):
+    """So that one that fails when all is done can be taken out."""
+    argv = [f"checkpoint={stories}", tasks_of(files), "batch_size=1"]
+    place = killed(fork_server, argv, tmp_path / "r", after=3)
+    num_before = len(journal.read(place))
+    more = "tasks.text.metrics={f1: {}}"
+    job = fork_server.run("evaluate", [*argv, more, f"output_dir={tmp_path}/r"])
+    assert job.codes == [0], job.output
+    assert f"go on    {num_before} of " in job.output
+    assert not place.exists()
+
+
 def test_other_settings_take_nothing_from_a_journal(fork_server, chain, tmp_path):
     place = killed(fork_server, [f"checkpoint={chain}/run", "batch_size=4"], tmp_path / "r", after=2)
     job = fork_server.run(
@@ -283,6 +366,19 @@ def test_real_predictions_have_the_published_scores(shared, tmp_path):
     assert metrics["f1"] * 100 == pytest.approx(wanted["f1_squad_v1"], abs=1e-6)
     assert found["counts"]["num_scored"] == 252
     assert found["facts"]["bleu"]["signature"] == wanted["bleu_signature"]
+
+
+def test_predictions_of_several_files_are_not_scored_as_those_of_the_first(tmp_path):
+    for name in "ab":
+        written(tmp_path / f"{name}.jsonl", [{"prediction": name, "reference": "a"}])
+    with pytest.raises(UserError, match=r"predictions: .* are 2 files"):
+        run_script("evaluate", f"predictions={tmp_path}/*.jsonl", f"output_dir={tmp_path}/r")
+
+
+def test_a_value_that_there_is_not_is_called_so(tmp_path, capsys):
+    path = written(tmp_path / "p.jsonl", [{"prediction": "a", "reference": "no number"}])
+    run_script("evaluate", f"predictions={path}", f"output_dir={tmp_path}/r", "metrics={numeric_answer: {}}")
+    assert re.search(r"^numeric_answer +not known$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_predictions_without_references_are_told_or_counted(tmp_path):
