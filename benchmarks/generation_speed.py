@@ -2,11 +2,11 @@
 
     python benchmarks/generation_speed.py [--repeats 3] [--prompts 200] [--only 'ours*'] [--quick]
 
-A Llama of 12M parameters, which `scripts/train.py` trains for some minutes on GSM8K first (`--train-minutes`, kept in
-`--folder`), because one with random weights never ends a text, and then nothing is to be gained from rows that end at
-different lengths. Nobody is told how long a text will be: all have 256 new tokens at most. Every contender in a process
-of its own, in turns. Printed:
-- tokens a second: new tokens up to and with EOS, by the time from ids to ids, after one short warm-up
+A Llama of 12M parameters, trained on GSM8K for some minutes by `scripts/train.py` (`--train-minutes`, kept in
+`--folder`). So small a model repeats itself instead of coming to an end, so each text ends where the question's true
+answer would, in tokens, or at EOS. Nobody knows those lengths beforehand: batches are planned for 256 new tokens each,
+and a text's own length only ends it, as EOS would. Every contender in a process of its own, in turns. Printed:
+- tokens a second: new tokens, by the time from ids to ids, after two short texts for warming up
 - ratios: medians of the ratios within a turn, beside the bars
 - texts that differ from those of batch 1, and how many of these have no near-tie
 
@@ -23,7 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,68 +63,91 @@ def trained(folder: Path, *, minutes: float) -> Path:
     return final
 
 
-def prompts_of(tokenizer: Any, number: int) -> list[tuple[int, ...]]:
-    """Ids of the first questions of the file."""
+@dataclass(frozen=True)
+class Question:
+    """Ids of a prompt, and how many tokens its text has at most."""
+
+    ids: tuple[int, ...]
+    num_new: int
+
+
+def questions_of(tokenizer: Any, number: int) -> list[Question]:
+    """The first questions of the file; the length is that of the true answer with EOS."""
     from codex_accel import prompts
 
     path = contenders.SHARED / "instruct" / "gsm8k_train.jsonl"
     with open(path, encoding="utf-8") as lines:
-        questions = [json.loads(line)["question"] for line, _ in zip(lines, range(number), strict=False)]
-    return [prompts.encode_prompt(tokenizer, question) for question in questions]
+        records = [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
+    lengths = [len(ids) + 1 for ids in tokenizer.encode([record["answer"] for record in records])]
+    return [
+        Question(prompts.encode_prompt(tokenizer, record["question"]), min(length, MAX_NEW_TOKENS))
+        for record, length in zip(records, lengths, strict=True)
+    ]
 
 
 # --- contenders, each in a process of its own ----------------------------------------------------------------------
 
 
-def by_generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch_size: int, by_length: bool
-) -> Texts:
-    """transformers' `generate` over padded batches."""
-    import torch
+def settings_for(tokenizer: Any) -> Any:
+    """Greedy, with the end and the padding of the tokenizer."""
     from transformers import GenerationConfig
 
-    settings = GenerationConfig(
-        max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
-    )
-    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n])) if by_length else list(range(len(prompts)))
+    ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **ids)
+
+
+def by_generate(model: Any, tokenizer: Any, asked: list[Question], *, batch_size: int, by_length: bool) -> Texts:
+    """transformers' `generate` over padded batches, with a stopping criterion for each row."""
+    import torch
+
+    order = sorted(range(len(asked)), key=lambda n: -len(asked[n].ids)) if by_length else list(range(len(asked)))
     found: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        longest = max(len(prompts[n]) for n in batch)
-        rows = [[tokenizer.pad_id] * (longest - len(prompts[n])) + list(prompts[n]) for n in batch]
-        mask = [[0] * (longest - len(prompts[n])) + [1] * len(prompts[n]) for n in batch]
-        output = model.generate(torch.tensor(rows), attention_mask=torch.tensor(mask), generation_config=settings)
-        found.update(zip(batch, (to_end(ids, tokenizer.eos_id) for ids in output[:, longest:].tolist()), strict=True))
-    return [found[n] for n in range(len(prompts))]
+        longest = max(len(asked[n].ids) for n in batch)
+        rows = [[tokenizer.pad_id] * (longest - len(asked[n].ids)) + list(asked[n].ids) for n in batch]
+        mask = [[0] * (longest - len(asked[n].ids)) + [1] * len(asked[n].ids) for n in batch]
+        ends = longest + torch.tensor([asked[n].num_new for n in batch])
+        output = model.generate(
+            torch.tensor(rows),
+            attention_mask=torch.tensor(mask),
+            generation_config=settings_for(tokenizer),
+            stopping_criteria=[lambda ids, _, ends=ends, **__: ids.shape[1] >= ends],
+        )
+        for n, ids in zip(batch, output[:, longest:].tolist(), strict=True):
+            ids = ids[: asked[n].num_new]
+            found[n] = ids[: ids.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in ids else ids
+    return [found[n] for n in range(len(asked))]
 
 
-def to_end(ids: list[int], eos_id: int) -> list[int]:
-    """The ids up to and with the first EOS."""
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
-
-
-def by_continuous(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> Texts:
+def by_continuous(model: Any, tokenizer: Any, asked: list[Question]) -> Texts:
     """transformers' continuous batching, with its defaults."""
-    from transformers import GenerationConfig
+    found: dict[str, list[int]] = {}
+    with model.continuous_batching_context_manager(generation_config=settings_for(tokenizer)) as manager:
+        names = [
+            manager.add_request(list(each.ids), max_new_tokens=each.num_new, eos_token_id=tokenizer.eos_id)
+            for each in asked
+        ]
+        while len(found) < len(asked):
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                found[result.request_id] = list(result.generated_tokens)
+            elif result is None and not manager.is_running():
+                raise RuntimeError("continuous batching ended early")
+    return [found[name] for name in names]
 
-    settings = GenerationConfig(
-        max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
-    )
-    outputs = model.generate_batch([list(ids) for ids in prompts], generation_config=settings)
-    by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
-    return [to_end(by_prompt[tuple(ids)], tokenizer.eos_id) for ids in prompts]
 
-
-def by_us(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch_size: int | None) -> Texts:
-    """`codex_accel.generation`; near-ties are noted on the function."""
+def by_us(model: Any, tokenizer: Any, asked: list[Question], *, batch_size: int | None) -> Texts:
+    """`codex_accel.generation`; near-ties are noted in NEAR_TIES."""
     from codex_accel import generation
 
-    requests = [generation.Request(tuple(ids), MAX_NEW_TOKENS) for ids in prompts]
+    known = [generation.Request(each.ids, MAX_NEW_TOKENS) for each in asked]
     found: dict[int, Any] = {}
-    for batch in generation.plan_batches(requests, batch_tokens=8192, batch_size=batch_size):
-        found.update(zip(batch, generation.generate(model, tokenizer, [requests[n] for n in batch]), strict=True))
-    NEAR_TIES[:] = [found[n].num_near_ties for n in range(len(prompts))]
-    return [list(found[n].ids) for n in range(len(prompts))]
+    for batch in generation.plan_batches(known, batch_tokens=8192, batch_size=batch_size):
+        requests = [generation.Request(asked[n].ids, asked[n].num_new) for n in batch]
+        found.update(zip(batch, generation.generate(model, tokenizer, requests), strict=True))
+    NEAR_TIES[:] = [found[n].num_near_ties for n in range(len(asked))]
+    return [list(found[n].ids) for n in range(len(asked))]
 
 
 NEAR_TIES: list[int] = []
@@ -149,13 +173,12 @@ def work(name: str, folder: Path, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     model, tokenizer = models.load(folder).eval(), tokenizers.load(folder)
     model.config.use_cache = True
-    prompts = prompts_of(tokenizer, options.prompts)
-    METHODS[name](model, tokenizer, prompts[:2])
-    began = time.perf_counter()
-    texts = METHODS[name](model, tokenizer, prompts)
-    seconds = time.perf_counter() - began
-    ended = sum(ids[-1] == tokenizer.eos_id for ids in texts)
-    print(json.dumps({"seconds": seconds, "texts": texts, "num_ended": ended, "near_ties": NEAR_TIES}))
+    asked = questions_of(tokenizer, options.prompts)
+    METHODS[name](model, tokenizer, asked[:2])
+    began, spent = time.perf_counter(), time.process_time()
+    texts = METHODS[name](model, tokenizer, asked)
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - spent
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "texts": texts, "near_ties": NEAR_TIES}))
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -181,9 +204,7 @@ def report(results: dict[str, list[dict[str, Any]]], problems: dict[str, str], o
     print(f"{options.prompts} GSM8K questions, at most {MAX_NEW_TOKENS} new tokens, {options.threads} threads\n")
     print(f"machine: {contenders.processor()}, {options.repeats} turns, load {os.getloadavg()[0]:.1f} at the end\n")
     base = results.get("batch1")
-    print(
-        "| contender | tokens/s | smallest to largest | of batch 1 | quoted | texts unlike batch 1 | without near-tie |"
-    )
+    print("| contender | tokens/s | of batch 1 | quoted | cores used | texts unlike batch 1 | of these no near-tie |")
     print("|---|---|---|---|---|---|---|")
     for name, found in results.items():
         if not found:
@@ -198,15 +219,11 @@ def report(results: dict[str, list[dict[str, Any]]], problems: dict[str, str], o
             without = str(sum(first["near_ties"][n] == 0 for n in other)) if first["near_ties"] else ""
         quoted = f"{QUOTED[name] / QUOTED['batch1']:.2f}" if name in QUOTED else ""
         print(
-            f"| {LABELS[name]} | {statistics.median(rates):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {share} |"
-            f" {quoted} | {unlike} | {without} |"
+            f"| {LABELS[name]} | {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {share} |"
+            f" {quoted} | {statistics.median(r['cpu_s'] / r['seconds'] for r in found):.1f} | {unlike} | {without} |"
         )
-    lengths = sorted(len(ids) for found in results.values() for ids in (found[0]["texts"] if found else []))
-    ended = [found[0]["num_ended"] for found in results.values() if found]
-    if lengths:
-        print(
-            f"\n{ended[0]} of {options.prompts} texts end with EOS; half are shorter than {lengths[len(lengths) // 2]}"
-        )
+    lengths = [len(ids) for found in results.values() if found for ids in found[0]["texts"]]
+    print(f"\na text has {min(lengths)} to {max(lengths)} new tokens, {statistics.mean(lengths):.0f} in the mean")
     print("\n| ratio | here | smallest to largest | bar | |\n|---|---|---|---|---|")
     for name, other, bar in BARS:
         if results.get(name) and results.get(other):

@@ -129,7 +129,9 @@ class EvaluateConfig(StageConfig):
     dataset: str | None = Field(None, description="Prepared dataset; null: the one that the checkpoint was trained on")
     split: NonEmpty = Field("test", description="Split of the dataset")
     file: Source | None = Field(None, description="Score this raw file instead of a dataset")
-    add_bos: bool = Field(True, description="Put BOS before each document of a raw file, if the tokenizer has it")
+    add_bos: bool = Field(
+        True, description="Put BOS before each document of a raw file and each prompt, if the tokenizer has it"
+    )
     add_eos: bool = Field(False, description="Put EOS after each document of a raw file, as a target")
     context_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Tokens in one window; null: the model's own"
@@ -170,8 +172,8 @@ class EvaluateConfig(StageConfig):
         named = [key for key in ("predictions", "tasks", "dataset", "file") if getattr(self, key)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; an evaluation has one of them. Remove the others.")
-        of_documents = ("compression", "stride", "max_windows", "split", "add_bos", "add_eos")
-        of_models = ("self_check", "packed", "context_length", "batch_size", "batch_tokens")
+        of_documents = ("compression", "stride", "max_windows", "split", "add_eos")
+        of_models = ("add_bos", "self_check", "packed", "context_length", "batch_size", "batch_tokens")
         idle: tuple[str, ...] = ("split",) if self.file else ("add_bos", "add_eos")
         if self.tasks or self.predictions:
             idle = of_documents if self.tasks else (*of_documents, *of_models)

@@ -244,7 +244,8 @@ class Batch:
         """One row to its end by transformers' own `generate`; the tokens are chosen here."""
 
         def choose(_: Any, scores: torch.Tensor) -> torch.Tensor:
-            self._give([row], scores.to(self.model.dtype))  # of which transformers has made float32
+            if not self._finished:  # on a GPU the stop is looked at one token late
+                self._give([row], scores.to(self.model.dtype))  # of which transformers has made float32
             return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor(row.ids[-1:]).to(scores.device), 0.0)
 
         def stop(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

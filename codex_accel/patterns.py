@@ -1,7 +1,7 @@
 """Regular expressions of bounded length that run in linear time and can say "not yet".
 
-Rule: an answer about a beginning of a text is an answer about the text. A pattern is written in Python's syntax, read by
-Python's parser, and run by RE2, whose time grows linearly with the text whatever the pattern. What cannot run there
+Rule: an answer about a beginning of a text is an answer about the text. A pattern is written in Python's syntax, read
+by Python's parser, and run by RE2, whose time grows linearly with the text whatever the pattern. What cannot run there
 (look-around, back-references, possessive repeats) or has no longest match is refused. From the same tree a second
 expression is made, of all beginnings of matches: as long as it reaches the end of the text that is there, the pattern
 may still match, or match longer; when it does not, nothing that follows can change the result.
@@ -21,6 +21,7 @@ from typing import Any
 
 import re2
 
+IGNORE_CASE, MULTILINE, DOTALL = int(re.IGNORECASE), int(re.MULTILINE), int(re.DOTALL)
 OTHER = 0x80  # a character that no pattern names
 MAX_NAMED = 0xFF - OTHER  # characters beyond ASCII that the patterns of one alphabet may name
 ALL = frozenset(range(256))
@@ -92,11 +93,16 @@ class Pattern:
     source: str
     max_width: int
     whole: Any = field(repr=False, compare=False)  # re2 expression, groups as written
+    _tested: Any = field(repr=False, compare=False)  # the same without groups, which is several times as fast
     _beginnings: Callable[[], Any] = field(repr=False, compare=False)
 
     @functools.cached_property
     def _beginning(self) -> Any:
         return self._beginnings()  # needed where a text is cut, which many uses never do
+
+    def match(self, view: bytes, start: int) -> Any:
+        """The match that begins at `start`, or None."""
+        return self.whole.match(view, start) if self._tested.match(view, start) else None
 
     def is_open(self, view: bytes, start: int) -> bool:
         """Whether what follows the end of `view` could make or change the match that begins at `start`."""
@@ -113,7 +119,7 @@ def compile_pattern(source: str, *, alphabet: Alphabet, max_width: int, ignore_c
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # "possible nested set": it means something else in other dialects
-            tree = _parser.parse(source, re.IGNORECASE if ignore_case else 0)
+            tree = _parser.parse(source, IGNORE_CASE if ignore_case else 0)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         raise Unfit(f"not a regular expression ({error})") from None
     shortest, longest = tree.getwidth()
@@ -124,27 +130,23 @@ def compile_pattern(source: str, *, alphabet: Alphabet, max_width: int, ignore_c
         raise Unfit("can match the empty text. Make some part of it required")
     writer = _Writer(alphabet)
     whole = writer.text(tree, tree.state.flags, groups=True)
-    return Pattern(source, longest, _compiled(whole), lambda: _compiled(f"(?:{_begun(writer, tree)})\\z"))
+    tested = _compiled(whole, never_capture=True)
+    captured = _compiled(whole) if tree.state.groups > 1 else tested
+
+    def beginnings() -> Any:
+        return _compiled(f"(?:{writer.beginning(tree, tree.state.flags)})\\z", never_capture=True)
+
+    return Pattern(source, longest, captured, tested, beginnings)
 
 
-def _begun(writer: "_Writer", tree: Any) -> str:
-    """Not the empty beginning, which reaches every end: at least one character, by a first item that is required."""
-    return writer.beginning(tree, tree.state.flags)
+def linear(expression: str, *, ignore_case: bool = False) -> Any:
+    """An expression in RE2's syntax over bytes, for what is decided about a match."""
+    return _compiled(f"(?i:{expression})" if ignore_case else expression)
 
 
-def literals(texts: Iterable[str], *, alphabet: Alphabet, ignore_case: bool) -> str:
-    """The expression, in RE2's syntax over bytes, of any of `texts`."""
-    writer, flags = _Writer(alphabet), re.IGNORECASE if ignore_case else 0
-    return "|".join("".join(writer.literal(ord(c), flags) for c in text) for text in texts)
-
-
-def compiled_union(expressions: Iterable[str]) -> Any:
-    """One re2 expression that finds where any of several (of `literals`) begins."""
-    return _compiled("|".join(expressions))
-
-
-def _compiled(expression: str) -> Any:
+def _compiled(expression: str, *, never_capture: bool = False) -> Any:
     options = re2.Options()
+    options.never_capture = never_capture
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False
     try:
@@ -165,7 +167,7 @@ class _Writer:
 
     def item(self, op: Any, argument: Any, flags: int, *, groups: bool) -> str:
         if op is ops.AT:
-            return PLACES[argument][bool(flags & re.MULTILINE)]
+            return PLACES[argument][bool(flags & MULTILINE)]
         if op is ops.BRANCH:
             return "(?:" + "|".join(self.text(branch, flags, groups=groups) for branch in argument[1]) + ")"
         if op is ops.SUBPATTERN:
@@ -214,7 +216,7 @@ class _Writer:
         if op is ops.NOT_LITERAL:
             return self.set(ALL - self.cases(argument, flags))
         if op is ops.ANY:
-            return self.set(ALL if flags & re.DOTALL else ALL - {ord("\n")})
+            return self.set(ALL if flags & DOTALL else ALL - {ord("\n")})
         if op is not ops.IN:
             raise Unfit(f"has {REFUSED.get(op, str(op).lower())}, which has no bound on its time. Write it without")
         members: set[int] = set()
@@ -233,10 +235,12 @@ class _Writer:
 
     def cases(self, character: int, flags: int) -> set[int]:
         spelled = chr(character)
-        both = {spelled.lower(), spelled.upper()} if flags & re.IGNORECASE else set()
+        both = {spelled.lower(), spelled.upper()} if flags & IGNORE_CASE else set()
         return {self.alphabet.code(c) for c in {spelled} | {c for c in both if len(c) == 1}}
 
     def literal(self, character: int, flags: int) -> str:
+        if character < OTHER and (not flags & IGNORE_CASE or not chr(character).isalpha()):
+            return f"\\x{character:02x}"
         return self.set(self.cases(character, flags))
 
     @staticmethod

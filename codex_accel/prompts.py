@@ -158,7 +158,10 @@ def _prompts(values: Iterable[tuple[str, Any]], name: str) -> list[Prompt]:
 def require_none(problems: Sequence[str]) -> None:
     """Raise UserError with the first of these lines, and how many there are."""
     if problems:
-        raise UserError(*problems[:TOLD], f"{len(problems)} bad prompts in all, of which none is left out. Mend them.")
+        many = "s" * (len(problems) > 1)
+        raise UserError(
+            *problems[:TOLD], f"{len(problems)} bad prompt{many} in all; none is left out. Mend them first."
+        )
 
 
 def _prompt(place: str, value: Any) -> Prompt:

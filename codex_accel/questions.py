@@ -56,15 +56,17 @@ def turn_ends(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
     return prompts.turn_end_ids(tokenizer, template_file=task.file.chat_template)
 
 
-def _prompt_ids(task: Task, sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (L,): BOS where there is one, then the prompt; or what the chat template makes of messages.
+def _prompt_ids(task: Task, sample: Sample, around: Surroundings) -> np.ndarray:
+    """Ids (L,): BOS where there is one and it is wanted, then the prompt; or what the chat template makes of messages.
 
     Raises: ValueError, with a reason without data, for messages that the template refuses.
     """
+    tokenizer, add_bos = around.tokenizer, around.config.add_bos
     if sample.messages is not None:
         messages = [{"role": role, "content": content} for role, content in sample.messages]
-        return np.array(prompts.encode_chat(tokenizer, messages, template_file=task.file.chat_template))
-    return np.array(prompts.encode_prompt(tokenizer, sample.prompt))
+        file = task.file.chat_template
+        return np.array(prompts.encode_chat(tokenizer, messages, template_file=file, add_bos=add_bos))
+    return np.array(prompts.encode_prompt(tokenizer, sample.prompt, add_bos=add_bos))
 
 
 def _fit(
@@ -77,7 +79,7 @@ def _fit(
     kept, new_bad, told = [], [], []
     for sample, choices in given:
         try:
-            ids = _prompt_ids(task, sample, around.tokenizer)
+            ids = _prompt_ids(task, sample, around)
         except ValueError as error:
             new_bad.append(Bad(sample.file, sample.line, str(error)))
             told.append(new_bad[-1])

@@ -81,7 +81,7 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
     import torch
     from accelerate import Accelerator
 
-    from codex_accel import bases, batches, evaluation, journal, processes, questions, run, run_folder
+    from codex_accel import bases, batches, evaluation, generation, journal, processes, questions, run, run_folder
     from codex_accel import documents as documents_
     from codex_accel import model as models
     from codex_accel import tokenizer as tokenizers
@@ -110,6 +110,10 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
         around = questions.Surroundings(config, tokenizer, context_length)
         work = tasks.of_each(read, lambda name: questions.of_task(name, *read[name], around, asked[name]))
         settings["tasks"] = {n: tasks.settings(task, metrics=named[n]) for n, task in config.tasks.items()}
+        settings["add_bos"] = config.add_bos
+        generates = any(task.kind == "generate" for task in config.tasks.values())
+        if generates and accelerator.is_main_process and (why := generation.why_alone(model)):
+            print(f"note     generates one text at a time: {why}")
     else:
         if dataset_dir is not None:
             run.require_same_tokenizer(tokenizer_dir, dataset_dir, key="dataset")

@@ -1,6 +1,7 @@
 """Small evaluations in the exact form of their files, scored by the real metrics."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ def text_line(number: int, output: str, references: Sequence[str], **more) -> di
     return {
         "task": None, "sample_id": sha256(f"sample {number}")[:32], "line": number, "prompt": prompt,
         "prompt_sha256": sha256(prompt), "references": list(references),
-        "references_sha256": sha256(json.dumps(references, ensure_ascii=False)), "output": output, "output_sha256": sha256(output),
-        "scores": {}, **more,
+        "references_sha256": sha256(json.dumps(references, ensure_ascii=False)),
+        "output": output, "output_sha256": sha256(output), "scores": {}, **more,
     }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ TORCH_FREE = (
     "train_schema", "evaluate_schema", "starts", "plugins", "callbacks", "optim", "tracking", "telemetry", "model_card",
     "compiler", "journal", "scoring", "answers", "ngrams", "uncertainty", "metrics", "compression", "evaluate_metric",
     "tasks", "predictions", "curves", "samples", "page", "charts", "report_page", "report", "comparison",
-    "run_comparison", "templates",
+    "run_comparison", "templates", "safety", "policy", "patterns", "plausibility", "secret_families",
+    "prompts", "text_stream",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}

@@ -196,6 +196,17 @@ def test_equal_samples_have_draws_of_their_own(fork_server, stories, tmp_path):
     assert len({line["sample_id"] for line in lines}) == 1
 
 
+def test_prompts_without_bos_for_a_model_that_has_trained_without(fork_server, stories, tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"p": "Once upon a", "c": " time"}])
+    task = f"tasks.t={{file: {{path: {path}, prompt: p, completion: c}}, sampling: {{max_new_tokens: 1}}}}"
+    lengths = []
+    for add_bos in ("true", "false"):
+        folder = tmp_path / add_bos
+        evaluate(fork_server, folder, f"checkpoint={stories}", task, f"add_bos={add_bos}")
+        lengths.append(lines_of(folder)[0]["num_prompt_tokens"])
+    assert lengths[1] == lengths[0] - 1
+
+
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
