@@ -40,7 +40,7 @@ coverage: $(BIN)/.installed-dev  ## the suite under coverage, with its gate
 	$(BIN)/nox -s coverage
 
 configs: $(BIN)/.installed  ## write configs/base/ from the schema
-	for stage in quickstart_corpus train_tokenizer inspect_tokenizer prepare_data train evaluate generate export_model verify checkpoints replay compare_reports quickstart_table; do \
+	for stage in quickstart_corpus train_tokenizer inspect_tokenizer prepare_data train evaluate generate export_model verify checkpoints replay compare_reports quickstart_table serve; do \
 	  $(BIN)/python scripts/$$stage.py --defaults > configs/base/$$stage.yaml; done
 
 clean:  ## remove runs and caches, not the environment

@@ -20,6 +20,12 @@ LOSSES = "losses"  # the kind of a part that scores documents; the others are th
 BY_TOKENS = ("loss", "perplexity", "token_accuracy")  # what a tokenizer decides too
 SAME_LOSS = 1e-5  # relative; what batch sizes may change
 SAME_VALUE = 1e-9  # relative; what the same code computes twice
+_ASKED = ("prompt_sha256", "references_sha256", "scores")
+NEEDED = {  # of each line, by kind of part
+    LOSSES: ("num_tokens", "num_target_tokens", "num_correct", "num_bytes", "nll", "loss"),
+    "generate": (*_ASKED, "references", "output"),
+    "choice": (*_ASKED, "choices", "loglikelihoods", "answer", "predicted"),
+}
 Key = tuple[str, int]  # id, which of the lines with this id
 Lines = dict[Key, dict[str, Any]]
 
@@ -69,15 +75,17 @@ def read(path: Path, *, verify: bool, key: str) -> Evaluation:
 def _part(document: Mapping[str, Any], task: str, values: dict[str, Any], lines: list[dict[str, Any]]) -> Part:
     settings = document["settings"]["tasks"][task] if task else document["settings"]
     asked = settings.get("metrics", {})
+    kind = settings.get("kind", "generate") if task or "metrics" in settings else LOSSES
     kept: Lines = {}
     seen: collections.Counter[str] = collections.Counter()
     for line in lines:
         if "skipped" in line:
             continue
         id_ = line["sample_id"] if "sample_id" in line else line["record_id"]
+        if missing := [name for name in NEEDED[kind] if name not in line]:
+            raise KeyError(missing[0])
         kept[id_, seen[id_]] = line
         seen[id_] += 1
-    kind = settings.get("kind", "generate") if task or "metrics" in settings else LOSSES
     named = asked if isinstance(asked, dict) else {name: {} for name in asked}
     return Part(kind, named, values, kept, len(lines) - len(kept))
 

@@ -3,14 +3,13 @@
 Rule: a value is known by the number of its line, from 1. What is no whole line of measurements is counted, not guessed.
 """
 
-import json
-import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codex_accel import run_folder
+from codex_accel import json_values, run_folder
 from codex_accel.errors import UserError
 
 TRAIN = "train"  # the split of the training steps
@@ -42,7 +41,8 @@ class Curves:
 
 def is_finite(value: Any) -> bool:
     """Whether a value of a log is a number that can be drawn; the log has text for others, "nan"."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # an integer may be beyond all floats
 
 
 def is_run(folder: Path) -> bool:
@@ -72,8 +72,8 @@ def read(run_dir: Path, *, step: int | None = None) -> Curves:
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = json_values.parse(text.decode())
+    except ValueError:
         return None
     whole = isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)
     return line if whole else None

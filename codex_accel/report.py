@@ -32,7 +32,7 @@ def write(
     overview = Overview()
     with open(folder / SAMPLES, "w", encoding="utf-8", newline="") as stream:
         for number, sample in enumerate(samples, 1):
-            stream.write(_line(sample))
+            stream.write(ndjson_line(sample))
             overview.add(number, sample)
     tasks = tasks_of(report)
     together = overview.of() if tasks is None else {task: overview.of(task) for task in tasks}
@@ -73,10 +73,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _line(sample: dict[str, Any]) -> str:
-    """A line of NDJSON; what other readers take for the end of a line is escaped."""
-    text = json.dumps(sample, ensure_ascii=False, allow_nan=False)
-    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
+def ndjson_line(value: dict[str, Any]) -> str:
+    """A line of NDJSON; what other readers take for the end of a line, and a lone surrogate, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
 
 
 def _cell(value: Any) -> Any:

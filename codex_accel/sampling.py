@@ -56,7 +56,9 @@ def choose(logits: torch.Tensor, settings: Sequence[Settings], draw: Sequence[fl
             tokens[index], unsure[index] = _likeliest(logits[index], near[index])
         else:
             numbers = torch.tensor([draw[row] for row in rows], dtype=torch.float64, device=logits.device)
-            tokens[index], unsure[index] = _drawn(candidates(logits[index], group), numbers, near[index])
+            # a gap that moves by `near` moves an edge by near / (4 T) at most: p (1 - p) <= 1/4
+            reach = near[index] / min(1.0, 4 * group.temperature)
+            tokens[index], unsure[index] = _drawn(candidates(logits[index], group), numbers, reach)
     return tokens.tolist(), unsure.tolist()
 
 

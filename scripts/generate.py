@@ -10,7 +10,8 @@ The prompt and its continuation go to standard output, and nothing else does; of
 """
 
 import contextlib
-import json
+import errno
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,82 +48,79 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tokenizer = tokenizers.load(bases.tokenizer_beside(folder), key="checkpoint")
     encoded = _encode(config, tokenizer, given)
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(_answers(config))
+    _require_output(config, given, typed=typed)
 
-        # --- model -------------------------------------------------------------------------------------------------
-        import torch
+    # --- model -----------------------------------------------------------------------------------------------------
+    import torch
 
-        from codex_accel import generation
-        from codex_accel import model as models
+    from codex_accel import generation, report
+    from codex_accel import model as models
 
-        cuda = torch.cuda.is_available()
-        if config.device == "cuda" and not cuda:
-            raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
-        device = "cuda" if cuda and config.device != "cpu" else "cpu"
-        model = models.load(folder, verify=config.verify).to(device).eval()
-        uses_chat = config.chat or any(prompt.messages is not None for prompt in given)
-        ends = prompts.turn_end_ids(tokenizer, template_file=config.chat_template) if uses_chat else ()
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise UserError(config.problem("device", "cuda: no CUDA device is to be had here. Use device=cpu."))
+    device = "cuda" if cuda and config.device != "cpu" else "cpu"
+    model = models.load(folder, verify=config.verify).to(device).eval()
+    uses_chat = config.chat or any(prompt.messages is not None for prompt in given)
+    ends = prompts.turn_end_ids(tokenizer, template_file=config.chat_template) if uses_chat else ()
 
-        def request(number: int, ids: tuple[int, ...]) -> Any:
-            return generation.Request(
-                input_ids=ids,
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                seed=seeds.derive(config.seed, "prompt", number),
-                stop=tuple(config.stop),
-                end_ids=ends,
-            )
+    def request(number: int, ids: tuple[int, ...]) -> Any:
+        return generation.Request(
+            input_ids=ids,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=seeds.derive(config.seed, "prompt", number),
+            stop=tuple(config.stop),
+            end_ids=ends,
+        )
 
-        def lack_of_room(ids: tuple[int, ...]) -> str:
-            return generation.lack_of_room(model, len(ids), config.max_new_tokens)
+    def lack_of_room(ids: tuple[int, ...]) -> str:
+        return generation.lack_of_room(model, len(ids), config.max_new_tokens)
 
-        def answer(number: int, text: str, ids: tuple[int, ...]) -> None:
-            """To standard output, token by token."""
-            _show("" if config.chat or typed else text)
+    def answer(number: int, text: str, ids: tuple[int, ...]) -> None:
+        """To standard output, token by token."""
+        _show("" if config.chat or typed else text)
+        try:
+            generation.generate(model, tokenizer, [request(number, ids)], on_text=lambda _, piece: _show(piece))
+        finally:  # Ctrl-C too leaves a whole line
+            _show("\n")
+
+    # --- one prompt, or those of a terminal ------------------------------------------------------------------------
+    if config.prompts is None:
+        if lack := lack_of_room(encoded[0]):
+            raise UserError(config.problem("max_new_tokens", lack))
+        answer(0, config.prompt, encoded[0])
+        return 0
+    if typed:
+        for number, prompt in enumerate(_typed(prompts)):
             try:
-                generation.generate(model, tokenizer, [request(number, ids)], on_text=lambda _, piece: _show(piece))
-            finally:  # Ctrl-C too leaves a whole line
-                _show("\n")
+                [ids] = _encode(config, tokenizer, [prompt])
+                if lack := lack_of_room(ids):
+                    raise UserError(f"{prompt.place}: max_new_tokens: {lack}")
+                answer(number, prompt.text or "", ids)
+            except UserError as error:
+                print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        return 0
 
-        # --- one prompt, or those of a terminal --------------------------------------------------------------------
-        if config.prompts is None:
-            if lack := lack_of_room(encoded[0]):
-                raise UserError(config.problem("max_new_tokens", lack))
-            answer(0, config.prompt, encoded[0])
-            return 0
-        if typed:
-            for number, prompt in enumerate(_typed(prompts)):
-                try:
-                    [ids] = _encode(config, tokenizer, [prompt])
-                    if lack := lack_of_room(ids):
-                        raise UserError(f"{prompt.place}: max_new_tokens: {lack}")
-                    answer(number, prompt.text or "", ids)
-                except UserError as error:
-                    print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-            return 0
-
-        # --- many, in batches --------------------------------------------------------------------------------------
-        lacks = [(prompt, lack_of_room(ids)) for prompt, ids in zip(given, encoded, strict=True)]
-        prompts.require_none([f"{prompt.place}: max_new_tokens: {lack}" for prompt, lack in lacks if lack])
-        if why := generation.why_alone(model):
-            print(f"note: one prompt at a time, because {why}", file=sys.stderr)
-        requests = [request(number, ids) for number, ids in enumerate(encoded)]
-        found: dict[int, Any] = {}
-        num_written = 0
-        with progress.bar("generate", total=len(given), unit="prompts") as show:
-            for batch in _in_order(requests, config.batch_tokens):
-                found.update(
-                    zip(batch, generation.generate(model, tokenizer, [requests[n] for n in batch]), strict=True)
-                )
-                while num_written in found:
-                    line = _line(given[num_written], encoded[num_written], found.pop(num_written))
-                    print(json.dumps(line, ensure_ascii=False), file=out)
-                    num_written += 1
-                out.flush()
-                show(num_written + len(found), "")
+    # --- many, in batches ------------------------------------------------------------------------------------------
+    lacks = [(prompt, lack_of_room(ids)) for prompt, ids in zip(given, encoded, strict=True)]
+    prompts.require_none([f"{prompt.place}: max_new_tokens: {lack}" for prompt, lack in lacks if lack])
+    if why := generation.why_alone(model):
+        print(f"note: one prompt at a time, because {why}", file=sys.stderr)
+    requests = [request(number, ids) for number, ids in enumerate(encoded)]
+    found: dict[int, Any] = {}
+    num_written = 0
+    with _lines_to(config.output) as out, progress.bar("generate", total=len(given), unit="prompts") as show:
+        for batch in _in_order(requests, config.batch_tokens):
+            found.update(zip(batch, generation.generate(model, tokenizer, [requests[n] for n in batch]), strict=True))
+            while num_written in found:
+                line = _line(given[num_written], encoded[num_written], found.pop(num_written))
+                out.write(report.ndjson_line(line))
+                num_written += 1
+            out.flush()
+            show(num_written + len(found), "")
     return 0
 
 
@@ -195,23 +193,35 @@ def _line(prompt: Any, ids: tuple[int, ...], found: Any) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _answers(config: GenerateConfig) -> Iterator[IO[str]]:
-    """Where the lines go. A file is opened before the model is loaded, and never over the prompts."""
+def _require_output(config: GenerateConfig, given: Sequence[Any], *, typed: bool) -> None:
+    """Raise UserError, before the model is loaded, if the file of answers cannot be written, or holds the prompts.
+
+    What is there stays as it is: whatever else is wrong is told before the file is made or emptied.
+    """
     if config.output is None:
-        yield sys.stdout
         return
     path = Path(config.output)
+    if typed:
+        raise UserError(config.problem("output", "prompts are typed, and answers come beside them. Remove it."))
     if path.exists() and not config.overwrite:
         raise UserError(config.problem("output", f"'{path}' exists. Name another file, or say overwrite=true."))
-    if path.exists() and config.prompts and Path(config.prompts).exists() and path.samefile(config.prompts):
+    read = {prompt.place.rpartition(":")[0] for prompt in given} if config.prompts != "-" else set()
+    if path.exists() and any(path.samefile(name) for name in read):
         raise UserError(config.problem("output", f"'{path}' holds the prompts. Name another file."))
     try:
-        stream = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        if not path.exists():
+            path.touch()
+            path.unlink()
+        elif path.is_file():
+            path.open("ab").close()
+        elif path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise UserError(config.problem("output", f"'{path}': {error.strerror}. Name another file.")) from error
-    with stream:
-        yield stream
+
+
+def _lines_to(output: str | None) -> contextlib.AbstractContextManager[IO[str]]:
+    return contextlib.nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8")
 
 
 def _show(text: str) -> None:

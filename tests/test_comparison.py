@@ -298,6 +298,18 @@ def test_lines_of_another_version_are_told(tmp_path):
         comparison.read(folder, verify=False, key="a")
 
 
+@pytest.mark.parametrize("name", ["scores", "output", "references", "prompt_sha256"])
+def test_a_line_that_lacks_what_is_compared_is_told(tmp_path, name):
+    lines = answers(3)
+    folder = write(tmp_path / "a", of_predictions(lines, NAMES), lines)
+    path = folder / "samples.ndjson"
+    *kept, last = map(json.loads, path.read_text().splitlines())
+    del last[name]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, last]))
+    with pytest.raises(UserError, match=rf"KeyError: '{name}'.*Evaluate again"):
+        comparison.read(folder, verify=False, key="a")
+
+
 def test_another_artefact_is_refused(tiny):
     with pytest.raises(UserError, match="holds a dataset"):
         comparison.read(tiny / "dataset", verify=True, key="b")

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codex_accel import config as configuration
-from codex_accel import evaluate_schema, schema, train_schema
+from codex_accel import evaluate_schema, schema, serve_schema, train_schema
 from codex_accel.config import RENAMED, StageConfig, keys_of, load, to_yaml, to_yaml_value
 from codex_accel.errors import UserError
 from codex_accel.yaml_reader import Reader
 
-KEYS = vars(schema) | vars(train_schema) | vars(evaluate_schema)
+KEYS = vars(schema) | vars(train_schema) | vars(evaluate_schema) | vars(serve_schema)
 ROOTS = [root for root in KEYS.values() if isinstance(root, type) and StageConfig in root.__bases__]
 
 # What each root needs at least, with every section that a key can stand in.
@@ -51,6 +51,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "ReplayConfig": {"checkpoint": "run"},
     "VerifyConfig": {"path": "out"},
     "TableConfig": {"root": "runs"},
+    "ServeConfig": {"checkpoint": "run", "sampling": {}, "limits": {}, "safety": {}},
 }
 every_root = pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.__name__)
 

@@ -39,6 +39,15 @@ def test_a_line_that_is_being_written_is_left_out_and_damaged_ones_are_counted(t
     assert found.num_damaged == 4
 
 
+def test_numbers_that_are_none_by_json_or_beyond_floats_are_not_drawn(tmp_path):
+    beyond = "1" + "0" * 309
+    lines = ['{"step": 1, "split": "train", "loss": NaN}', f'{{"step": 2, "split": "train", "loss": {beyond}}}']
+    found = curves.read(run_dir(tmp_path / "run", "".join(f"{line}\n" for line in lines)))
+    assert found.num_damaged == 1
+    assert list(found.lines) == [2]
+    assert found.points("train", "loss") == []
+
+
 def test_a_log_that_is_missing_is_told(tmp_path):
     (run_dir(tmp_path / "run") / "metrics.ndjson").unlink()
     with pytest.raises(UserError, match=r"metrics\.ndjson: cannot be read"):

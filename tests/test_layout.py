@@ -20,7 +20,7 @@ TORCH_FREE = (
     "compiler", "journal", "scoring", "answers", "ngrams", "uncertainty", "metrics", "compression", "evaluate_metric",
     "tasks", "predictions", "curves", "samples", "page", "charts", "report_page", "report", "comparison",
     "run_comparison", "templates", "safety", "policy", "patterns", "plausibility", "secret_families",
-    "prompts", "text_stream",
+    "prompts", "text_stream", "serve_schema", "api", "connections", "server",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from codex_accel import cli, config, evaluate_schema, schema, train_schema
+from codex_accel import cli, config, evaluate_schema, schema, serve_schema, train_schema
 from codex_accel.errors import UserError
 
 MODELS = {
@@ -25,8 +25,12 @@ MODELS = {
     "checkpoints": schema.CheckpointsConfig,
     "replay": schema.ReplayConfig,
     "quickstart_table": schema.TableConfig,
+    "serve": serve_schema.ServeConfig,
 }
-RECIPES = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name != "base")
+NO_STAGE = ("base", "safety")  # what the schema says; policies of masking
+RECIPES = sorted(
+    p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name not in ("base", "safety")
+)  # a policy is no stage
 BASES = sorted((ROOT / "configs" / "base").glob("*.yaml"))
 
 

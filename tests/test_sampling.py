@@ -89,6 +89,15 @@ def test_a_draw_beside_the_edge_of_two_tokens_is_noticed():
     assert near == [False, True, True, False, False]
 
 
+def test_a_low_temperature_widens_what_rounding_could_turn():
+    """Two logits that move apart by 9e-5, less than NEAR, move their edge from 0.5 to 0.5022 at temperature 0.01."""
+    told = [
+        sampling.choose(torch.tensor([[moved, 0.0]]), [Settings(0.01)], [number])
+        for moved, number in ((0.0, 0.501), (9e-5, 0.501), (0.0, 0.52))
+    ]
+    assert told == [([1], [True]), ([0], [True]), ([1], [False])]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers_are_an_error(bad):
     logits = logits_of(1, rows=2)

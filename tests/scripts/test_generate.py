@@ -154,6 +154,45 @@ def test_keys_that_cannot_be_together_are_told(fork_server, stories, tmp_path, o
     assert path.read_text() == '"a"\n'
 
 
+@pytest.mark.parametrize("id_", ["\ud800", ["a\u2028b\x85"]])
+def test_any_id_comes_back_in_one_line(stories, tmp_path, id_):
+    """JSON may hold half of a surrogate pair; and line ends that only some readers take for such."""
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Once", "id": id_}) + "\n")
+    files = [f"prompts={tmp_path}/p.jsonl", f"output={tmp_path}/a.jsonl"]
+    assert run_script("generate", f"checkpoint={stories}", *files, "max_new_tokens=2") == 0
+    [line] = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["id"] == id_
+
+
+def test_prompts_that_a_pattern_names_are_never_overwritten(stories, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('"a"\n')
+    argv = [f"checkpoint={stories}", f"prompts={tmp_path}/*.jsonl", f"output={path}", "overwrite=true"]
+    with pytest.raises(UserError, match="holds the prompts"):
+        run_script("generate", *argv)
+    assert path.read_text() == '"a"\n'
+
+
+@pytest.mark.parametrize("before", [None, "earlier answers\n"])
+def test_a_mistake_leaves_the_output_as_it_was(stories, tmp_path, before):
+    """Prompts that do not fit are known only when the model is there."""
+    (tmp_path / "p.jsonl").write_text('"a"\n')
+    path = tmp_path / "a.jsonl"
+    if before is not None:
+        path.write_text(before)
+    argv = [f"checkpoint={stories}", f"prompts={tmp_path}/p.jsonl", f"output={path}", f"overwrite={before is not None}"]
+    with pytest.raises(UserError, match="max_new_tokens: 600 after"):
+        run_script("generate", *argv, "max_new_tokens=600")
+    assert (path.read_text() if path.exists() else None) == before
+
+
+def test_a_folder_is_no_place_for_answers(stories, tmp_path):
+    (tmp_path / "p.jsonl").write_text('"a"\n')
+    argv = [f"checkpoint={stories}", f"prompts={tmp_path}/p.jsonl", f"output={tmp_path}", "overwrite=true"]
+    with pytest.raises(UserError, match="Is a directory"):
+        run_script("generate", *argv)
+
+
 # --- standard input and a terminal ------------------------------------------------------------------------------------
 
 
@@ -185,6 +224,16 @@ def test_lines_of_a_terminal_are_answered_one_by_one(stories, monkeypatch, capsy
     assert "standard input:2: max_new_tokens: 6 after " in error
 
 
+def test_answers_to_a_terminal_have_no_file(stories, tmp_path, monkeypatch):
+    master, terminal = pty.openpty()
+    with open(terminal) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(UserError, match="output: prompts are typed"):
+            run_script("generate", f"checkpoint={stories}", "prompts=-", f"output={tmp_path}/a.jsonl")
+    os.close(master)
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 def test_what_would_command_a_terminal_is_shown_instead(stories, monkeypatch):
     master, terminal = pty.openpty()
     with open(terminal, "w") as stream:
@@ -202,7 +251,7 @@ def test_text_is_shown_as_it_comes_and_an_interrupt_ends_the_line(fork_server, s
     whole = generate(fork_server, *argv)
     assert len(whole) > 800
     job = fork_server.start("generate", argv)
-    while len(job.output) < 20 and job.alive():
+    while not job.log.exists() or (len(job.output) < 20 and job.alive()):
         time.sleep(0.001)
     job.kill(signal.SIGINT)
     assert job.wait() == [130]
