@@ -18,7 +18,7 @@ from codex_accel.config import StageConfig
 from codex_accel.errors import UserError
 from codex_accel.evaluate_metric import evaluate_metric
 from codex_accel.scoring import Choice as Choice
-from codex_accel.scoring import Loss, Metric, Values, ratio, share, table
+from codex_accel.scoring import Loss, Metric, Values, number, ratio, share, table
 from codex_accel.scoring import Text as Text
 
 Kind = Literal["generate", "choice"]
@@ -212,8 +212,3 @@ def value_of(metric: Metric, samples: Sequence[Any], rows: np.ndarray) -> dict[s
         return metric.whole(samples)
     assert metric.values is not None
     return {name: float(value) for name, value in metric.values(rows.sum(axis=0)).items()}
-
-
-def number(value: float) -> float | None:
-    """`value` as JSON can hold it: None for NaN and infinity."""
-    return float(value) if math.isfinite(value) else None

@@ -83,6 +83,11 @@ def table(metric: Metric, samples: Sequence[Any]) -> np.ndarray:
     return np.array(rows, dtype=np.float64) if rows else np.zeros((0, 0))
 
 
+def number(value: float) -> float | None:
+    """`value` as JSON can hold it: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotient, NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)

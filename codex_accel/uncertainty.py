@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from codex_accel import seeds
-from codex_accel.scoring import Metric, Values, table
+from codex_accel.scoring import Metric, Values, number, table
 
 CHUNK = 1 << 20  # draws at once: 8 MB of indices, and as much of counts
 MAX_UNDEFINED = 0.01  # share of resamples that may lack a value
@@ -107,10 +107,6 @@ def paired(
 
 def _smallest_p(num_different: int) -> float:
     return min(1.0, 2.0 ** (1 - num_different))
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _within(interval: Interval | None, bounds: Interval) -> Interval | None:
@@ -208,7 +204,7 @@ def _difference(
 ) -> Difference:
     """The BCa interval of b - a, and the p-value at which an end of it comes to 0 (DiCiccio and Efron 1996, 3.5)."""
     value = b - a
-    left = _number(a), _number(b), _number(value)
+    left = number(a), number(b), number(value)
     usable = _defined(value, resampled)
     if usable is None:
         return Difference(*left, None, None, None)
@@ -275,7 +271,7 @@ def _paired_jackknife(
     differences = {}
     for name in [name for name in whole_a if name in whole_b]:
         value = whole_b[name] - whole_a[name]
-        left = _number(whole_a[name]), _number(whole_b[name]), _number(value)
+        left = number(whole_a[name]), number(whole_b[name]), number(value)
         without = without_b[name] - without_a[name]
         interval = _of_jackknife(value, without, confidence)
         if interval is None:

@@ -364,7 +364,7 @@ TASK = {"t": {"file": {"path": "f"}, "prompt": "p", "target": "t"}}
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        ({"checkpoint": "c", "tasks": TASK, "add_bos": False, "split": "train"}, "split and add_bos .* on tasks"),
+        ({"checkpoint": "c", "tasks": TASK, "add_eos": True, "split": "train"}, "split and add_eos .* on tasks"),
         ({"checkpoint": "c", "add_eos": True}, "add_eos .* on a dataset"),
         ({"checkpoint": "c", "file": {"path": "f"}, "split": "train"}, "split .* on file"),
         ({"checkpoint": "c", "tasks": {"t": {**TASK["t"], "kind": "choice", "choices": "c", "weight": "w"}}}, "weight"),
