@@ -15,7 +15,8 @@ set -euo pipefail
 
 export GPUS_PER_NODE=${GPUS_PER_NODE:-4}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / GPUS_PER_NODE))}
-MAIN_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MAIN_HOST=${HOSTS%%$'\n'*} # the first line; a pipe into head may end in SIGPIPE, and the script with it
 export MAIN_HOST
 # another port for each job, so that two jobs that share a node do not meet
 export MAIN_PORT=${MAIN_PORT:-$((20000 + SLURM_JOB_ID % 20000))}

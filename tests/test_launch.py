@@ -259,7 +259,7 @@ SLURM = {
     "SLURM_CPUS_PER_TASK": "32",
 }
 FAKES = {
-    "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "127.0.0.1\\nnode2\\n"',
+    "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "127.0.0.1\\nnode2\\n" && seq -f "node%.0f" 3 40000',
     "srun": """shift
         for node in 0 1; do SLURM_NODEID=$node "$@" & started="$started $!"; done
         for process in $started; do wait $process || exit; done""",
