@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from codex_accel import plugins, seeds
+from codex_accel import events, plugins, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import GenerateConfig
@@ -225,8 +225,10 @@ def sample_texts(
             )
             for number, prompt in enumerate(prompts)
         ]
-        for prompt, found in zip(prompts, generation.generate(moment.model, moment.tokenizer, wanted), strict=True):
-            log.write({"step": moment.state.step, "prompt": prompt, "text": found.text})
+        made = generation.generate(moment.model, moment.tokenizer, wanted)
+        for prompt, request, found in zip(prompts, wanted, made, strict=True):
+            text = generation.shown(found, request, moment.tokenizer).text  # what only the prompt makes a secret, too
+            log.write({"step": moment.state.step, "prompt": prompt, "text": text})
         log.sync()
 
     return {"on_step": begin, "on_evaluate": sample}
@@ -322,16 +324,17 @@ def _require_room(moment: Moment, prompts: list[str], max_new_tokens: int) -> No
 
 def _lines_before(moment: Moment, file_name: str, key: str, limit: int) -> LineLog:
     """A log in the run folder without the lines whose `key` is `limit` or more, which a killed run took back."""
-    log = LineLog(moment.run_dir / file_name, enabled=moment.is_main_process)
+    limit_bytes = moment.config.log.max_bytes
+    log = LineLog(moment.run_dir / file_name, enabled=moment.is_main_process, max_bytes=limit_bytes)
     if log.enabled:
         kept = 0
-        for number, line in enumerate(log.path.read_bytes().splitlines(keepends=True), 1):
+        for line in events.read(log.path):
             try:
-                later = json.loads(line)[key] >= limit
+                later = json.loads(line.text)[key] >= limit
             except (ValueError, TypeError, LookupError, RecursionError) as error:
-                raise UserError(f"{log.path}:{number}: is no line of this file. Delete the line.") from error
+                raise UserError(f"{line.path}:{line.number}: is no line of this file. Delete the line.") from error
             if later:
                 break
-            kept += len(line)
+            kept += len(line.text) + 1
         log.cut_back(kept)
     return log

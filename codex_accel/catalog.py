@@ -115,6 +115,11 @@ def describe(folder: Path, document: dict[str, Any]) -> str:
     num_tokens = sum(split["num_tokens"] for split in facts["splits"].values())
     missing = missing_parents(folder, document)
     note = f"  without {', '.join(map(str, missing[:3]))}" if missing else ""
+    secrets = facts.get("secrets", {})  # of older ones nothing is known
+    if secrets.get("num_findings"):
+        note += f"  {secrets['num_findings']:,} secrets {'masked' if secrets['action'] == 'redact' else 'set aside'}"
+    if secrets.get("bypass_reason"):
+        note += "  secrets not masked"
     return (
         f"{size:>15,} bytes  {facts['num_records']:>11,} records  {num_tokens:>13,} tokens  "
         f"{document['content_digest'][:12]}  {folder}{note}"

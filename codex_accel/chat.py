@@ -15,12 +15,11 @@ pattern; with the headers of Llama 3 and the pattern of GPT-2, which parts two n
 """
 
 import bisect
-import dataclasses
 import functools
 import itertools
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,39 +51,37 @@ def template(
     special_tokens: Collection[str],
     *,
     where: str,
-    variables: Mapping[str, str] | None = None,
+    variables: Iterable[tuple[str, str]] = (),
     strip_left: Collection[str] = (),
     strip_right: Collection[str] = (),
+    is_prompt: bool = False,
 ) -> Render:
     """A function from messages ({role, content, ...}) to parts, by a template in Jinja; it can be pickled.
 
-    `special_tokens` are the names that the tokenizer marks as special; `variables` what the template may name, such as
-    bos_token and eos_token (`special_tokens_map` in transformers); `where` the file to name in errors. White space
-    beside a special token is kept, but for tokens with the flags lstrip and rstrip, whose names are `strip_left` and
-    `strip_right`: those swallow it, as they do in transformers.
+    `special_tokens` are the names that the tokenizer marks as special; `variables` the names and values that the
+    template may use, such as bos_token and eos_token (`special_tokens_map` in transformers); `where` the file to name
+    in errors. White space beside a special token is kept, but for tokens with the flags lstrip and rstrip, whose names
+    are `strip_left` and `strip_right`: those swallow it, as they do in transformers. `Tokenizer.template_facts` has all
+    of these.
+
+    With `is_prompt` the messages wait for an answer: the rendering ends where the assistant's words begin, and no part
+    is a target.
 
     The function raises ValueError, with a reason that does not repeat the data, for messages that the template refuses
-    or leaves out, or without a target. Raises: UserError if the template is not Jinja, or depends on time or chance.
+    or leaves out, or without a target; of a prompt, if the last message is the assistant's. Raises: UserError if the
+    template is not Jinja, or depends on time or chance.
     """
-    loaded = _load(source_text, special_tokens, where, variables, strip_left, strip_right)
-    return functools.partial(_parts, loaded)
-
-
-def prompt_template(
-    source_text: str,
-    special_tokens: Collection[str],
-    *,
-    where: str,
-    variables: Mapping[str, str] | None = None,
-    strip_left: Collection[str] = (),
-    strip_right: Collection[str] = (),
-) -> Render:
-    """As `template`, but of messages that wait for an answer: the rendering ends where the assistant's words begin.
-
-    No part is a target. The function raises ValueError if the last message is the assistant's.
-    """
-    loaded = _load(source_text, special_tokens, where, variables, strip_left, strip_right)
-    return functools.partial(_prompt_parts, dataclasses.replace(loaded, has_blocks=False))
+    longest_first = sorted(filter(None, special_tokens), key=lambda name: (-len(name), name))
+    loaded = _Template(
+        source_text,
+        where,
+        has_blocks=_has_generation_blocks(source_text, where) and not is_prompt,
+        variables=tuple(variables),
+        names=re.compile("|".join(map(re.escape, longest_first)) or "(?!)"),
+        strip_left=frozenset(strip_left),
+        strip_right=frozenset(strip_right),
+    )
+    return functools.partial(_prompt_parts if is_prompt else _parts, loaded)
 
 
 def turn_end(render: Render) -> str | None:
@@ -96,26 +93,6 @@ def turn_end(render: Render) -> str | None:
         return None
     after = itertools.dropwhile(lambda part: answer not in part.text, parts)
     return next((part.text for part in after if part.is_special), None)
-
-
-def _load(
-    source_text: str,
-    special_tokens: Collection[str],
-    where: str,
-    variables: Mapping[str, str] | None,
-    strip_left: Collection[str],
-    strip_right: Collection[str],
-) -> _Template:
-    longest_first = sorted(filter(None, special_tokens), key=lambda name: (-len(name), name))
-    return _Template(
-        source_text,
-        where,
-        has_blocks=_has_generation_blocks(source_text, where),
-        variables=tuple((variables or {}).items()),
-        names=re.compile("|".join(map(re.escape, longest_first)) or "(?!)"),
-        strip_left=frozenset(strip_left),
-        strip_right=frozenset(strip_right),
-    )
 
 
 def ends(parts: tuple[Part, ...], *, bos: str | None, eos: str | None) -> tuple[bool, bool]:

@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from codex_accel import adapters, files, manifest, run_folder, tokenizer
+from codex_accel import adapters, events, files, manifest, run_folder, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog
 from codex_accel.train_schema import TrainConfig
@@ -49,7 +49,7 @@ class TrainerState:
     num_target_tokens: int = 0  # trained on so far
     num_skipped: int = 0  # steps without an update, for a non-finite gradient
     elapsed_s: float = 0.0  # training time, restarts included
-    metrics_bytes: int = 0  # length of metrics.ndjson
+    metrics_bytes: int = 0  # length of metrics.ndjson, of all its files
     evaluated_step: int = -1  # the last one whose evaluation stands in it
     end_reason: str = ""  # why a callback has ended the run early
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each of them remembers, as JSON
@@ -225,8 +225,7 @@ def _base_facts(model: Any, parents: list[dict[str, Any]], folder: Path) -> dict
 
 def _last_values(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The last line of metrics.ndjson of each split, without what the clock says."""
-    text = (run_dir / run_folder.METRICS).read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line.text) for line in events.read(run_dir / run_folder.METRICS)]
     return {line["split"]: {key: line[key] for key in SUMMARY if key in line} for line in lines if "split" in line}
 
 

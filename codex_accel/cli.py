@@ -4,6 +4,7 @@ Rule: `python scripts/<stage>.py --config FILE [section.key=value ...]`, and `--
 mistake prints one line a problem and ends with exit code 2; `--help` imports nothing heavier than pydantic.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from codex_accel import config as configuration
+from codex_accel import redaction
 from codex_accel.config import Section, StageConfig
 from codex_accel.errors import UserError
 
@@ -83,13 +85,20 @@ def parse(
         raise UserError(*problems, *error.problems) from None
     if problems:
         raise UserError(*problems)
+    redaction.enforce(config.safety)
+    if redaction.is_bypassed() and is_main_process():
+        print(f"warning: secrets are not masked: {redaction.reason()}", file=sys.stderr)
     if action == "--print-config":
-        _stop(lambda: print(configuration.to_yaml(config), end=""))
+        _stop(lambda: print(configuration.to_yaml(config.model_dump(mode="json")), end=""), ours=False)
     return config
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call a script's `main` and end the process: 0 or what `main` returns, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Call a script's `main` and end the process: 0 or what `main` returns, 2 for a user's mistake, 130 for Ctrl-C.
+
+    Secrets are masked in all that is printed.
+    """
+    redaction.watch_console()
     code = 0
     try:
         code = main() or 0
@@ -118,9 +127,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _stop(show: Callable[[], None]) -> NoReturn:
+def _stop(show: Callable[[], None], *, ours: bool = True) -> NoReturn:
+    """Print what was asked for and end; `ours` is text that holds nothing of the user's."""
     if is_main_process():
-        show()
+        with contextlib.redirect_stdout(redaction.unfiltered(sys.stdout) if ours else sys.stdout):
+            show()
         sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
     sys.exit(0)
 

@@ -239,7 +239,9 @@ def _not_as_reported(side: str, part: Part, values: Mapping[str, Any]) -> Iterab
         now = value[side]
         known = isinstance(reported, int | float) and now is not None
         if known and not math.isclose(reported, now, rel_tol=SAME_VALUE, abs_tol=SAME_VALUE):
-            yield f"{name} of {side} is {now!r} here and {reported!r} in its report, maybe of another library version."
+            masked = any(line.get("num_findings") for line in part.lines.values())
+            why = "secrets are masked in its texts" if masked else "maybe of another library version"
+            yield f"{name} of {side} is {now!r} here and {reported!r} in its report, {why}."
 
 
 # --- what changed -------------------------------------------------------------------------------------------------

@@ -52,12 +52,24 @@ class Section(pydantic.BaseModel):
     )
 
 
+class Safety(Section):
+    """Masking of secrets in everything that a stage writes; see docs/safety.md."""
+
+    policy: typing.Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
+        None, description="File of rules; null: all families of secrets, masked"
+    )
+    bypass_reason: str | None = pydantic.Field(
+        None, description="Why secrets are not masked, which is recorded; null: they are masked"
+    )
+
+
 class StageConfig(Section):
     """What every stage's root has; knows where each of its values was written."""
 
     schema_version: typing.Literal[1] = pydantic.Field(1, description="Version of the configuration format")
     allow_network: bool = pydantic.Field(False, description="Let libraries reach the network; recorded in the manifest")
     verify: bool = pydantic.Field(True, description="Check the SHA-256 manifests of inputs first; recorded")
+    safety: Safety = Safety()
     _origins: dict[KeyPath, str] = pydantic.PrivateAttr(default_factory=dict)
 
     def problem(self, key: str, what: str) -> str:
@@ -310,6 +322,6 @@ def keys_of(model: type[Section], prefix: str = "") -> Iterator[Key]:
             yield from keys_of(section, f"{prefix}{name}{mark}.")
 
 
-def to_yaml(config: Section) -> str:
-    """The resolved configuration as YAML that `load` reads back to an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def to_yaml(values: dict[str, Any]) -> str:
+    """The plain values of a resolved configuration as YAML that `load` reads back to an equal configuration."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

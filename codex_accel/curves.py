@@ -1,6 +1,7 @@
 """The measurements of a training run over its steps, as `metrics.ndjson` has them.
 
-Rule: a value is known by the number of its line, from 1. What is no whole line of measurements is counted, not guessed.
+Rule: a value is known by the number of its line, from 1, through all files of the log. What is no whole line of
+measurements is counted, not guessed.
 """
 
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codex_accel import json_values, run_folder
+from codex_accel import events, json_values, run_folder
 from codex_accel.errors import UserError
 
 TRAIN = "train"  # the split of the training steps
@@ -56,17 +57,17 @@ def read(run_dir: Path, *, step: int | None = None) -> Curves:
     Raises: UserError if the log cannot be read.
     """
     path = run_dir / run_folder.METRICS
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from error
     lines, num_damaged = {}, 0
-    for number, text in enumerate(data.split(b"\n")[:-1], 1):
-        line = _parsed(text)
-        if line is None:
-            num_damaged += 1
-        else:
-            lines[number] = line
+    try:
+        for number, written in enumerate(events.read(path), 1):
+            line = _parsed(written.text)
+            if line is None:
+                num_damaged += 1
+            else:
+                lines[number] = line
+    except OSError as error:
+        what = f"cannot be read ({error.strerror}). Restore it from a copy."
+        raise UserError(f"{error.filename or path}: {what}") from error
     return Curves(run_dir.resolve().name, lines, num_damaged, step)
 
 
@@ -86,7 +87,7 @@ def of_model(folder: Path) -> Curves | None:
     """
     folder = folder.resolve()
     for run_dir in (folder, folder.parent, folder.parent.parent):
-        if is_run(run_dir) and (run_dir / run_folder.METRICS).is_file():
+        if is_run(run_dir) and events.exists(run_dir / run_folder.METRICS):
             number = re.search(r"step-(\d+)$", folder.name)
             return read(run_dir, step=int(number.group(1)) if number else None)
     return None

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from codex_accel import dataset_page, duplicates, files, manifest, packing_cost, tally, tokens
+from codex_accel import dataset_page, duplicates, files, manifest, packing_cost, redaction, screening, tally, tokens
 from codex_accel.errors import UserError
 from codex_accel.plan import Plan
 from codex_accel.schema import PrepareConfig
@@ -72,11 +72,13 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
     """
     folder = plan.work / "dataset"
     bad: Counter[str] = Counter()
+    secrets = []  # counts of each unit
     counts = []  # (records, bad records) of each unit
     merged = {split: tally.merge([]) for split in plan.names}
     for unit in range(len(plan.units)):  # one marker at a time: with their examples they are large together
         marker = json.loads(plan.path("units", unit, ".json").read_bytes())
         bad.update(marker["bad_by_reason"])
+        secrets.append(marker["secrets"])
         counts.append((marker["num_records"], sum(marker["bad_by_reason"].values())))
         merged = {split: tally.merge([merged[split], marker["splits"][split]]) for split in plan.names}
     _join(folder / QUARANTINE, [plan.path("units", unit, ".bad.jsonl") for unit in range(len(plan.units))])
@@ -98,6 +100,7 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
         "num_records": num_records,
         "num_bad": sum(bad.values()),
         "bad_by_reason": dict(bad.most_common()),
+        "secrets": screening.facts(secrets, on_secret=plan.config.safety.on_secret),
         "split": plan.config.split.model_dump(),
         "vocab_size": tokenizer.vocab_size,
         "tokenized_by": tokenizer.engine,
@@ -109,17 +112,19 @@ def finish(plan: Plan, tokenizer: Tokenizer, *, name: str, tokenizer_digest: str
     report = {
         "format_version": 1,
         "name": name,
-        **{key: facts[key] for key in ("num_records", "num_bad", "bad_by_reason")},
+        **{key: facts[key] for key in ("num_records", "num_bad", "bad_by_reason", "secrets")},
         "tokenizer": {
             "path": os.path.relpath(tokenizer.folder),
             "vocab_size": tokenizer.vocab_size,
             "engine": tokenizer.engine,
             "content_digest": tokenizer_digest,
         },
-        "settings": {
-            key: plan.config.model_dump(mode="json")[key]
-            for key in ("split", "add_bos", "add_eos", "duplicates", "near_duplicates", "max_record_bytes")
-        },
+        "settings": redaction.value(
+            {
+                key: plan.config.model_dump(mode="json")[key]
+                for key in ("split", "add_bos", "add_eos", "duplicates", "near_duplicates", "max_record_bytes")
+            }
+        ),
         "sources": sources,
         "splits": splits,
         "duplicates": {**repeated, "listed_in": DUPLICATES if repeated["num_groups"] else None},
@@ -248,6 +253,8 @@ def print_summary(final: Path, facts: dict[str, Any]) -> None:
         print(
             f"near ones    {near['num_found']:>9,} records, {near['num_removed']:,} removed; listed in {final / NEAR}"
         )
+    if facts["secrets"]["num_findings"] or facts["secrets"]["bypass_reason"]:
+        print(screening.summary(facts["secrets"]))
     if facts["num_bad"]:
         print(f"quarantine   {facts['num_bad']:>9,} records in {final / QUARANTINE}, by reason:")
         for reason, count in facts["bad_by_reason"].items():

@@ -20,6 +20,7 @@ def render(report: dict[str, Any]) -> str:
         ("examples", "Examples as the model sees them", _examples(at["examples"])),
         ("duplicates", "Duplicates", _duplicates(at["duplicates"])),
         ("quarantine", "Quarantine", _quarantine(at)),
+        ("secrets", "Secrets", _secrets(at["secrets"])),
         ("origin", "Made from", _origin(at)),
     ]
     return page.frame(
@@ -38,6 +39,7 @@ def _headline(at: At) -> str:
     cards = [
         ("Records", at["num_records"]),
         ("In quarantine", at["num_bad"]),
+        ("Secrets found", at["secrets"]["num_findings"]),
         ("Duplicates", at["duplicates"]["num_duplicates"]),
         ("In more than one split", at["duplicates"]["num_shared"]),
         ("Ids in the vocabulary", at["tokenizer"]["vocab_size"]),
@@ -237,6 +239,21 @@ def _quarantine(at: At) -> str:
         + table("Records by reason", ["Reason", "Records"], reasons, "last-number")
         + table("The first of them", ["File", "Line", "Reason"], first)
     )
+
+
+DONE = {"redact": "masked where they stood", "quarantine": "set aside with their records"}
+
+
+def _secrets(secrets: At) -> str:
+    if secrets["bypass_reason"].value is not None:
+        return f"<p>Nobody looked for secrets: {verbatim(secrets['bypass_reason'])}.</p>"
+    counts = [f"<td>{visible(name)}</td><td>{amount(count)}</td>" for name, count in secrets["by_type"].items()]
+    found = (
+        f"<p>{amount(secrets['num_findings'])} secrets in {amount(secrets['num_records'])} records were found and "
+        f"{DONE[secrets['action'].value]}, by policy {verbatim(secrets['policy'])} "
+        f"<span class='digest'>{verbatim(secrets['sha256'])}</span>.</p>"
+    )
+    return found + (table("Secrets by type", ["Type", "Secrets"], counts, "last-number") if counts else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- origin

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from codex_accel import sampling
+from codex_accel import sampling, text_stream
 from codex_accel.row_cache import RowCache
 from codex_accel.text_stream import TextStream
 from codex_accel.tokenizer import Tokenizer
@@ -46,6 +46,34 @@ class Continuation:
     text: str
     finish_reason: FinishReason
     num_near_ties: int  # tokens that rounding could have made others; see `sampling.choose`
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A continuation as it may be shown, with its secrets masked; `ids` are None where they would tell one."""
+
+    text: str
+    ids: tuple[int, ...] | None
+    finish_reason: FinishReason | Literal["content_filter"]
+    num_tokens: int  # that were generated
+    num_near_ties: int
+    num_findings: int
+
+
+def shown(found: Continuation, request: Request, tokenizer: Tokenizer) -> Shown:
+    """What came of a request without its secrets, by what holds for the process (`redaction`).
+
+    All of it is there by now, so a secret in one text decides nothing in others of its batch.
+    """
+    masked = text_stream.masked(found.text, before=tokenizer.decode(request.input_ids))
+    return Shown(
+        masked.text,
+        None if masked.num_findings else found.ids,
+        "content_filter" if masked.blocked else found.finish_reason,
+        len(found.ids),
+        found.num_near_ties,
+        masked.num_findings,
+    )
 
 
 @torch.no_grad()
@@ -228,6 +256,8 @@ class Batch:
 
     def _let_go(self) -> None:
         """Finished rows leave the cache, and so do columns that are padding in all rows that stay."""
+        if not self._finished:
+            return
         gone = {number for number, _ in self._finished}
         keep = [place for place, row in enumerate(self._rows) if row.number not in gone]
         if len(keep) == len(self._rows):
@@ -297,23 +327,31 @@ def forward(model: PreTrainedModel, cache: RowCache, new_ids: list[list[int]], l
     Rows end together. What of a row lies before its first token is padding: hidden by the mask and without a position.
     """
     known, device = _parameters(model), model.device
-    input_ids, length = torch.tensor(new_ids, device=device), torch.tensor(lengths, device=device)
+    input_ids = torch.tensor(new_ids, device=device)
     num_new, num_columns = input_ids.shape[1], cache.num_columns + input_ids.shape[1]
-    columns = torch.arange(num_columns, device=device)
     inputs: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
     if min(lengths) < num_columns:
-        inputs["attention_mask"] = (columns >= num_columns - length[:, None]).long()  # (B, T)
+        first = torch.tensor([[num_columns - length] for length in lengths], device=device)
+        inputs["attention_mask"] = (torch.arange(num_columns, device=device) >= first).long()  # (B, T)
     if "position_ids" in known:
-        inputs["position_ids"] = (columns[-num_new:] - (num_columns - length)[:, None]).clamp(min=0)  # (B, N)
+        positions = torch.tensor([[length - num_new] for length in lengths], device=device)  # (B, 1)
+        if num_new > 1:
+            positions = (positions + torch.arange(num_new, device=device)).clamp(min=0)
+        inputs["position_ids"] = positions  # (B, N)
     if "logits_to_keep" in known:
         inputs["logits_to_keep"] = 1
     return model(**inputs).logits[:, -1]
 
 
+_PARAMETERS: "weakref.WeakKeyDictionary[torch.nn.Module, frozenset[str]]" = weakref.WeakKeyDictionary()
+
+
 def _parameters(model: Any) -> frozenset[str]:
     """Names that the model's own forward takes; an adapter's passes on whatever it gets."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(inner.forward).parameters)
+    if model not in _PARAMETERS:  # looked up once: each look takes as long as some layers of a small model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        _PARAMETERS[model] = frozenset(inspect.signature(inner.forward).parameters)
+    return _PARAMETERS[model]
 
 
 _ALONE: "weakref.WeakKeyDictionary[torch.nn.Module, str]" = weakref.WeakKeyDictionary()

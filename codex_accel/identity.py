@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codex_accel import config as configuration
-from codex_accel import files, manifest, run_folder
+from codex_accel import files, manifest, redaction, run_folder
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.train_schema import TrainConfig
@@ -27,9 +27,10 @@ LIBRARIES = ("torch", "transformers", "accelerate")  # whose major version may c
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration, as plain values, that enters the identity as it stands."""
+    """The part of a configuration, as plain values, that enters the identity, masked as in manifests."""
     whole = {name: settings[name] for name in ("seed", "optimizer", "schedule", "peft")}
-    return whole | {section: {key: settings[section][key] for key in keys} for section, keys in SETTINGS.items()}
+    whole |= {section: {key: settings[section][key] for key in keys} for section, keys in SETTINGS.items()}
+    return dict(redaction.value(whole))
 
 
 def of(
@@ -124,7 +125,7 @@ def _outline(config: TrainConfig, *, dataset: str, start: list[str]) -> dict[str
     settings = config.model_dump(mode="json")
     model = {name: settings["model"][name] for name in MODEL} | {"start": start}
     model["architecture"] = settings["model"]["config"]
-    return {**decisive(settings), "dataset": dataset, "model": model}
+    return {**decisive(settings), "dataset": dataset, "model": redaction.value(model)}
 
 
 def _content(path: str) -> str | None:

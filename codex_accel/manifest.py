@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from codex_accel import config as configuration
-from codex_accel import files, provenance
+from codex_accel import files, provenance, redaction
 from codex_accel.config import StageConfig
 from codex_accel.errors import UserError
 
@@ -56,7 +56,8 @@ def seal(
     is the name that the folder will get, used to store parents' paths relative to it. `known` are the digests of files
     that `files.flush_and_hash` has done already. Returns the manifest digest.
     """
-    (folder / CONFIG).write_text(configuration.to_yaml(config), encoding="utf-8")
+    settings = redaction.value(config.model_dump(mode="json"))
+    (folder / CONFIG).write_text(configuration.to_yaml(settings), encoding="utf-8")
     names = files.list_files(folder)
     digests = dict(known or {})
     rest = [name for name in names if name not in digests]
@@ -83,8 +84,8 @@ def seal(
         "resources": resources,
         "parents": [_relative_to(final, record) for record in parents],
         "sources": [_relative_to(final, record) for record in sources],
-        "facts": facts or {},
-        "config": config.model_dump(mode="json"),
+        "facts": redaction.value(facts or {}),
+        "config": settings,
         "provenance": provenance.collect(),
     }
     document["self_digest"] = self_digest(document)

@@ -14,10 +14,11 @@ characters as in a JSON string. `data-value` is the value as JSON. What is read 
 import html
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from codex_accel.visible import is_hidden
 
 
 @dataclass(frozen=True)
@@ -93,23 +94,18 @@ def verbatim(at: At) -> str:
 
 
 def visible(text: str, *, kept: str = "") -> str:
-    """Escaped text in which nothing is invisible: characters that control or reorder what is seen become labels.
-
-    Those in `kept` stay. So do the joiners U+200C and U+200D, since scripts and emoji are made with them.
-    """
+    """Escaped text in which hidden characters (`is_hidden`), but those in `kept`, have become labels."""
     return "".join(character if character in kept else visible_character(character) for character in text)
 
 
 def visible_character(character: str) -> str:
     """One character as `visible` shows it."""
-    if character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return html.escape(character)
-    return f'<span class="control">U+{ord(character):04X}</span>'
+    return f'<span class="control">U+{ord(character):04X}</span>' if is_hidden(character) else html.escape(character)
 
 
 def plain(text: str) -> str:
     """A label of ours or a name of the report where no element can stand."""
-    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text))
+    return html.escape("".join("\ufffd" if is_hidden(c) else c for c in text))
 
 
 # ------------------------------------------------------------------------------------------------------------ the frame

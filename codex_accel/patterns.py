@@ -13,7 +13,7 @@ gives it, so that positions in bytes are positions in the text. `\\w`, `\\d` and
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
@@ -86,19 +86,57 @@ class Alphabet:
         return bytes(changed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
-    """A compiled pattern; `source` is what was written, `max_width` the length of its longest match."""
+    """A pattern whose matches have 1 to `limit` characters, in Python's syntax; compiled at its first use.
+
+    Raises, from that use: Unfit. `compile_pattern` uses it at once, for patterns that are not ours.
+    """
 
     source: str
-    max_width: int
-    whole: Any = field(repr=False, compare=False)  # re2 expression, groups as written
-    _tested: Any = field(repr=False, compare=False)  # the same without groups, which is several times as fast
-    _beginnings: Callable[[], Any] = field(repr=False, compare=False)
+    alphabet: Alphabet
+    limit: int
+    ignore_case: bool = False
 
     @functools.cached_property
-    def _beginning(self) -> Any:
-        return self._beginnings()  # needed where a text is cut, which many uses never do
+    def _tree(self) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # "possible nested set": it means something else in other dialects
+                tree = _parser.parse(self.source, IGNORE_CASE if self.ignore_case else 0)
+        except (re.error, OverflowError, RecursionError, Warning) as error:
+            raise Unfit(f"not a regular expression ({error})") from None
+        shortest, longest = tree.getwidth()
+        if longest > self.limit:
+            how = "without a limit" if longest >= _parser.MAXREPEAT else f"{longest} characters"
+            what = f"can match {how}, and {self.limit} are the most"
+            raise Unfit(f"{what}. Give its repeats upper limits, as in {{1,40}}")
+        if shortest == 0:
+            raise Unfit("can match the empty text. Make some part of it required")
+        return tree
+
+    @functools.cached_property
+    def max_width(self) -> int:
+        """The length of the longest match."""
+        return int(self._tree.getwidth()[1])
+
+    @functools.cached_property
+    def _written(self) -> str:
+        return _Writer(self.alphabet).text(self._tree, self._tree.state.flags, groups=True)
+
+    @functools.cached_property
+    def _tested(self) -> Any:  # without groups, which is several times as fast
+        return _compiled(self._written, never_capture=True)
+
+    @functools.cached_property
+    def whole(self) -> Any:
+        """The RE2 expression, with the groups that were written."""
+        return _compiled(self._written) if self._tree.state.groups > 1 else self._tested
+
+    @functools.cached_property
+    def _beginning(self) -> Any:  # needed where a text is cut, which many uses never do
+        beginning = _Writer(self.alphabet).beginning(self._tree, self._tree.state.flags)
+        return _compiled(f"(?:{beginning})\\z", never_capture=True)
 
     def match(self, view: bytes, start: int) -> Any:
         """The match that begins at `start`, or None."""
@@ -115,33 +153,21 @@ class Pattern:
 
 
 def compile_pattern(source: str, *, alphabet: Alphabet, max_width: int, ignore_case: bool = False) -> Pattern:
-    """A pattern whose matches have 1 to `max_width` characters. Raises: Unfit."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # "possible nested set": it means something else in other dialects
-            tree = _parser.parse(source, IGNORE_CASE if ignore_case else 0)
-    except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise Unfit(f"not a regular expression ({error})") from None
-    shortest, longest = tree.getwidth()
-    if longest > max_width:
-        how = "without a limit" if longest >= _parser.MAXREPEAT else f"{longest} characters"
-        raise Unfit(f"can match {how}, and {max_width} are the most. Give its repeats upper limits, as in {{1,40}}")
-    if shortest == 0:
-        raise Unfit("can match the empty text. Make some part of it required")
-    writer = _Writer(alphabet)
-    whole = writer.text(tree, tree.state.flags, groups=True)
-    tested = _compiled(whole, never_capture=True)
-    captured = _compiled(whole) if tree.state.groups > 1 else tested
-
-    def beginnings() -> Any:
-        return _compiled(f"(?:{writer.beginning(tree, tree.state.flags)})\\z", never_capture=True)
-
-    return Pattern(source, longest, captured, tested, beginnings)
+    """A pattern whose matches have 1 to `max_width` characters, compiled. Raises: Unfit."""
+    pattern = Pattern(source, alphabet, max_width, ignore_case)
+    assert pattern.whole
+    return pattern
 
 
 def linear(expression: str, *, ignore_case: bool = False) -> Any:
     """An expression in RE2's syntax over bytes, for what is decided about a match."""
     return _compiled(f"(?i:{expression})" if ignore_case else expression)
+
+
+def any_of(literals: Iterable[tuple[bytes, bool]]) -> Any:
+    """An expression that finds any of (bytes, whether in any case); it has no groups."""
+    texts = ((literal.hex("x").replace("x", "\\x"), any_case) for literal, any_case in literals)
+    return _compiled("|".join(f"(?i:\\x{t})" if any_case else f"\\x{t}" for t, any_case in texts), never_capture=True)
 
 
 def _compiled(expression: str, *, never_capture: bool = False) -> Any:

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codex_accel import chat, files, sources
+from codex_accel import chat, files, screening, sources
 from codex_accel.errors import UserError
 from codex_accel.records import BadRecord, Reader, Record, Render
 from codex_accel.schema import PrepareConfig
+from codex_accel.screening import Screen
 from codex_accel.sources import FileFacts, RawFile, Unit
-from codex_accel.tokenizer import FILES, Tokenizer
+from codex_accel.tokenizer import FILES, Tokenizer, read_template
 from codex_accel.workers import Workers
 
 VERSION = 2  # of the bytes that a preparation writes: another one is another input digest
@@ -38,7 +39,7 @@ SAMPLE_CHARACTERS = 1 << 16  # of real text, on which the fast tokenization is c
 # Keys that do not change what a unit gives, and those whose content is digested apart.
 NOT_INPUT = {
     "output_dir", "overwrite", "dry_run", "list", "list_split", "gc", "tokenizer", "sources", "max_bad_fraction",
-    "num_threads", "verify", "allow_network",
+    "num_threads", "verify", "allow_network", "safety",
 }  # fmt: skip
 
 
@@ -70,15 +71,16 @@ class Plan:
         """Where a record stands, for people."""
         return f"{self.units[unit].raw.path}:{line}"
 
-    def read(self, unit: int) -> Reader:
-        """The records of a unit."""
+    def read(self, unit: int) -> Screen:
+        """The records of a unit, without their secrets."""
         found = self.units[unit]
-        return Reader(
+        reader = Reader(
             found,
             max_record_bytes=self.config.max_record_bytes,
             key=self.config.split.key,
             render=self.renders[found.raw.source.chat_template] if found.raw.source.messages else None,
         )
+        return Screen(reader, on_secret=self.config.safety.on_secret)
 
 
 def lock(work: Path) -> Any:
@@ -128,7 +130,7 @@ def take_inventory(raw_files: Sequence[RawFile], work: Path, workers: Workers, *
 
 
 def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenizer: Tokenizer) -> str:
-    """SHA-256 over everything that the bytes of the dataset follow from: settings, files and tokenizer.
+    """SHA-256 over everything that the bytes of the dataset follow from: settings, files, tokenizer and masking.
 
     The tokenizer's files are hashed as they are now, whatever a manifest says of them.
     """
@@ -144,7 +146,8 @@ def digest_input(config: PrepareConfig, inventory: Sequence[FileFacts], tokenize
         for facts in inventory
     ]
     made_by = {name: files.sha256_file(path) for name in FILES if (path := tokenizer.folder / name).is_file()}
-    document = {"version": VERSION, "settings": keys, "files": read, "tokenizer": made_by}
+    masked_by = screening.identity(on_secret=config.safety.on_secret)
+    document = {"version": VERSION, "settings": keys, "files": read, "tokenizer": made_by, "masking": masked_by}
     return files.sha256_bytes(json.dumps(document, sort_keys=True).encode())
 
 
@@ -181,21 +184,17 @@ def start_or_go_on(plan: Plan) -> int:
 def renders(raw_files: Sequence[RawFile], tokenizer: Tokenizer) -> dict[str | None, Render]:
     """What turns messages into parts, for each chat template that the sources name; None is the tokenizer's own."""
     result: dict[str | None, Render] = {}
-    name_of = {id_: name for name, id_ in tokenizer.special_ids.items()}
-    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-    variables = {f"{role}_token": name_of[id_] for role, id_ in roles.items() if id_ in name_of}
     for raw in raw_files:
         path = raw.source.chat_template
         if raw.source.messages is None or path in result:
             continue
-        text = tokenizer.chat_template if path is None else Path(path).read_text(encoding="utf-8")
+        text = tokenizer.chat_template if path is None else read_template(Path(path))
         if text is None:
             raise UserError(
                 f"{raw.path}: holds messages, but the tokenizer '{tokenizer.folder}' has no chat template. "
                 "Name a file in sources[].chat_template."
             )
-        where = path or str(tokenizer.folder)
-        result[path] = chat.template(text, set(tokenizer.special_ids), where=where, variables=variables)
+        result[path] = chat.template(text, where=path or str(tokenizer.folder), **tokenizer.template_facts)
     return result
 
 
@@ -210,7 +209,7 @@ def first_texts(plan: Plan) -> list[str]:
     return texts
 
 
-def blocks(reader: Reader) -> Iterator[list[Record | BadRecord]]:
+def blocks(reader: Screen) -> Iterator[list[Record | BadRecord]]:
     """What the reader gives, in blocks to be tokenized at once; where they end depends on the records alone."""
     block: list[Record | BadRecord] = []
     num_characters = 0

@@ -18,7 +18,7 @@ import pydantic
 from codex_accel import plausibility
 from codex_accel.config import Section, did_you_mean
 from codex_accel.errors import UserError
-from codex_accel.patterns import Alphabet, Pattern, Unfit, compile_pattern
+from codex_accel.patterns import Alphabet, Pattern, Unfit, any_of, compile_pattern
 from codex_accel.secret_families import PERSONAL, SECRETS, Family
 from codex_accel.yaml_reader import KeyPath, dotted, read_yaml
 
@@ -96,7 +96,8 @@ class Policy:
     version: str
     digest: str  # SHA-256 of the file, of nothing for the built-in policy
     show_type: bool = False
-    anchors: Pattern | None = field(init=False)  # where a rule may begin
+    anchors: Any = field(init=False)  # finds where a rule may begin; None if no rule has an anchor
+    longest_anchor: int = field(init=False)
     by_letter: dict[int, list[Rule]] = field(init=False)  # by an anchor's first byte, small letters
     begun: tuple[frozenset[bytes], frozenset[bytes]] = field(init=False)  # beginnings of anchors; of those in any case
     searched: tuple[Rule, ...] = field(init=False)  # without anchors
@@ -121,29 +122,17 @@ class Policy:
         object.__setattr__(self, "begun", begun)
         object.__setattr__(self, "searched", tuple(rule for rule in self.rules if not rule.anchors))
         object.__setattr__(self, "shifted", tuple(rule for rule in self.rules if rule.offset))
-        object.__setattr__(self, "anchors", _union(self.rules))
+        literals = dict.fromkeys((anchor, rule.ignore_case) for rule in self.rules for anchor in rule.anchors)
+        object.__setattr__(self, "anchors", any_of(literals) if literals else None)
+        object.__setattr__(self, "longest_anchor", max((len(anchor) for anchor, _ in literals), default=0))
 
     def first_begun(self, view: bytes, start: int) -> int:
         """The first place from `start` where an anchor begins that goes on beyond `view`; else the length of it."""
         exact, folded = self.begun
-        longest = self.anchors.max_width if self.anchors else 0
-        for place in range(max(start, len(view) - longest + 1), len(view)):
+        for place in range(max(start, len(view) - self.longest_anchor + 1), len(view)):
             if view[place:] in exact or view[place:].lower() in folded:
                 return place
         return len(view)
-
-
-def _union(rules: Iterable[Rule]) -> Pattern | None:
-    """One pattern of all anchors, over the bytes that `Alphabet.view` makes."""
-    texts = [
-        f"(?i:{text})" if rule.ignore_case else text
-        for rule in rules
-        for text in ["|".join(re.escape(anchor.decode("latin-1")) for anchor in rule.anchors)]
-        if rule.anchors
-    ]
-    alphabet = Alphabet({chr(code): code for code in range(0x80, 0x100)})  # anchors are bytes already
-    joined = "|".join(dict.fromkeys(texts))
-    return compile_pattern(joined, alphabet=alphabet, max_width=MAX_WIDTH) if joined else None
 
 
 # --- families --------------------------------------------------------------------------------------------------------
@@ -153,12 +142,12 @@ def _union(rules: Iterable[Rule]) -> Pattern | None:
 def _of_family(family: Family) -> Rule:
     alphabet = Alphabet()  # families are ASCII
 
-    def compiled(source: str, *, ignore_case: bool = False) -> Pattern | None:
+    def pattern(source: str, *, ignore_case: bool = False) -> Pattern | None:
         if not source:
             return None
-        return compile_pattern(source, alphabet=alphabet, max_width=MAX_WIDTH, ignore_case=ignore_case)
+        return Pattern(source, alphabet, MAX_WIDTH, ignore_case)  # of which most are never needed
 
-    head = compiled(family.pattern, ignore_case=family.ignore_case)
+    head = pattern(family.pattern, ignore_case=family.ignore_case)
     assert head
     return Rule(
         family.id,
@@ -169,9 +158,9 @@ def _of_family(family: Family) -> Rule:
         before=re.compile(f"(?:{family.before})\\Z".encode("latin-1"), re.DOTALL) if family.before else None,
         after=frozenset(_members(family.after)),
         run=re.compile(f"[{family.run}]*".encode("latin-1")) if family.run else None,
-        bridge=compiled(family.bridge),
-        stop=compiled(family.stop),
-        last=compiled(family.last),
+        bridge=pattern(family.bridge),
+        stop=pattern(family.stop),
+        last=pattern(family.last),
         check=plausibility.CHECKS[family.check] if family.check else None,
     )
 

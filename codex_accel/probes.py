@@ -89,31 +89,23 @@ def loss_chunks(model: PreTrainedModel, config: TrainConfig, *, mixed_precision:
 def _why_no_chunks(model: PreTrainedModel, config: TrainConfig, rows: int) -> str | None:
     """Why the head cannot give the loss in place of logits, found by trying; None if it can.
 
-    A head that gives numbers of our own must have them come out of the model as they are (so a soft cap is found out
-    however small the logits are), and the sum by chunks must be that of full logits to 1e-5.
+    The model must end in its head (`loss.ends_in_head`), and the sum by chunks must be that of full logits to 1e-5.
     """
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear:  # an adapter around it, say, would be left out in silence
         return f"the head of this {model.config.model_type} model is a {type(head).__name__}, not a Linear"
     input_ids, was_training = _probe_block(model, config), model.training
     inputs = {"input_ids": input_ids, "use_cache": False}
-    given = torch.linspace(-200, 200, input_ids.shape[1] * head.out_features, device=model.device)
-    given = given.view(*input_ids.shape, -1)  # (1, T, V)
     model.eval()
     try:
+        if not loss.ends_in_head(model, model.device):
+            return f"this {model.config.model_type} model changes the logits that its head gives"
         full = loss.from_logits(model, labels=input_ids, **inputs)
-        handle = head.register_forward_hook(lambda *_: given)
-        try:
-            unchanged = torch.equal(model(**inputs).logits.float(), given)
-        finally:
-            handle.remove()
-        summed = loss.in_head(head, chunk_rows=rows)(model, labels=input_ids, **inputs) if unchanged else full
+        summed = loss.in_head(head, chunk_rows=rows)(model, labels=input_ids, **inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"this {model.config.model_type} model does not run so: {' '.join(str(error).split())[:200]}"
     finally:
         model.train(was_training)
-    if not unchanged:
-        return f"this {model.config.model_type} model changes the logits that its head gives"
     off = float((summed - full).abs() / full)
     return None if off <= 1e-5 else f"its loss by chunks is off by {off:.2g} of that of full logits"
 

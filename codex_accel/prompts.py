@@ -16,7 +16,7 @@ from codex_accel.evaluate_schema import Sampling
 from codex_accel.lines import BOM, Reading
 from codex_accel.records import Part, Record, Render
 from codex_accel.schema import Source
-from codex_accel.tokenizer import Tokenizer
+from codex_accel.tokenizer import Tokenizer, read_template
 
 STDIN = "standard input"
 MAX_LINE_BYTES = 1 << 30
@@ -57,13 +57,13 @@ def encode_chat(
 
     Raises: UserError if there is no template; ValueError, with a reason without data, for messages that it refuses.
     """
-    render = _render(tokenizer.folder, template_file, _Facts.of(tokenizer), is_prompt=True)
+    render = _render_of(tokenizer, template_file, is_prompt=True)
     return _encode(tokenizer, render([dict(message) for message in messages]), add_bos=add_bos)
 
 
 def turn_end_ids(tokenizer: Tokenizer, *, template_file: str | None = None) -> tuple[int, ...]:
     """The special token that ends the assistant's words in the chat template, which need not be EOS; () without one."""
-    name = chat.turn_end(_render(tokenizer.folder, template_file, _Facts.of(tokenizer), is_prompt=False))
+    name = chat.turn_end(_render_of(tokenizer, template_file, is_prompt=False))
     return () if name is None else (tokenizer.special_ids[name],)
 
 
@@ -72,36 +72,17 @@ def _encode(tokenizer: Tokenizer, parts: tuple[Part, ...], *, add_bos: bool) -> 
     return tuple(found.input_ids.tolist())
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What of a tokenizer decides a rendering."""
-
-    template: str | None
-    special_tokens: tuple[str, ...]
-    variables: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "_Facts":
-        name_of = {id_: name for name, id_ in tokenizer.special_ids.items()}
-        roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-        variables = tuple((f"{role}_token", name_of[id_]) for role, id_ in roles.items() if id_ in name_of)
-        return cls(tokenizer.chat_template, tuple(tokenizer.special_ids), variables)
+def _render_of(tokenizer: Tokenizer, template_file: str | None, *, is_prompt: bool) -> Render:
+    text = tokenizer.chat_template if template_file is None else read_template(Path(template_file))
+    if text is None:
+        what = "has no chat template, which messages need. Give plain prompts, or a tokenizer with a template."
+        raise UserError(f"{tokenizer.folder}: {what}")
+    return _render(template_file or str(tokenizer.folder), text, (*tokenizer.template_facts.items(),), is_prompt)
 
 
 @functools.lru_cache(maxsize=16)
-def _render(folder: Path, template_file: str | None, facts: _Facts, *, is_prompt: bool) -> Render:
-    text = facts.template
-    if template_file is not None:
-        try:
-            text = Path(template_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"cannot be read as UTF-8 text ({error}). Give a file with a Jinja template."
-            raise UserError(f"{template_file}: {what}") from error
-    if text is None:
-        what = "has no chat template, which messages need. Give plain prompts, or a tokenizer with a template."
-        raise UserError(f"{folder}: {what}")
-    make = chat.prompt_template if is_prompt else chat.template
-    return make(text, facts.special_tokens, where=template_file or str(folder), variables=dict(facts.variables))
+def _render(where: str, text: str, facts: tuple[tuple[str, Any], ...], is_prompt: bool) -> Render:
+    return chat.template(text, where=where, is_prompt=is_prompt, **dict(facts))
 
 
 # --- files of prompts -----------------------------------------------------------------------------------------------

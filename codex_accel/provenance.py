@@ -1,7 +1,7 @@
 """Where and from what an artefact was made: time, code, packages, hardware and the environment that matters.
 
-Rule: nothing secret is recorded. Only named families of environment variables are kept, and of those any whose name
-speaks of a key, token, secret or password has its value replaced.
+Rule: nothing secret is recorded. Only named families of environment variables are kept; of those, one whose name speaks
+of a key, token, secret or password has its value replaced, and others are masked like any text.
 """
 
 import datetime
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import codex_accel
+from codex_accel import redaction
 
 ENVIRONMENT_FAMILIES = (
-    "ACCELERATE_", "CUBLAS_", "CUDA_", "FSDP_", "GLOO_", "HF_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MKL_", "NCCL_",
-    "OMP_", "PYTHONHASHSEED", "RANK", "SLURM_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "WORLD_SIZE",
+    "ACCELERATE_", "CUBLAS_", "CUDA_", "DISABLE_SECRET_FILTER", "FSDP_", "GLOO_", "HF_", "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE", "MKL_", "NCCL_", "OMP_", "PYTHONHASHSEED", "RANK", "SLURM_", "TOKENIZERS_", "TORCH",
+    "TRANSFORMERS_", "WORLD_SIZE",
 )  # fmt: skip
-SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASS|CREDENTIAL|AUTH|JWT", re.IGNORECASE)
 
 
 def new_id(kind: str) -> str:
@@ -34,7 +36,7 @@ def new_id(kind: str) -> str:
 def collect() -> dict[str, Any]:
     """Facts about this process as plain JSON values; costs some 50 ms once, the slow part is remembered."""
     environment = {
-        name: "[SECRET]" if SECRET_NAME.search(name) else value
+        name: "[SECRET]" if SECRET_NAME.search(name) else redaction.text(value)
         for name, value in sorted(os.environ.items())
         if name.startswith(ENVIRONMENT_FAMILIES)
     }
@@ -42,6 +44,7 @@ def collect() -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code_version": codex_accel.__version__,
         "environment": environment,
+        "safety": redaction.facts(),
         **_of_this_machine(),
     }
 

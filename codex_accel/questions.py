@@ -4,6 +4,7 @@ Rule: what goes into the model is what it met in training: BOS and the prompt, o
 """
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def _fit(
 
 
 def _write(name: str, task: Task, samples: list[Sample], bad: list[Bad], around: Surroundings, asked: Asked) -> Work:
-    """Text is generated for each sample and held against its references."""
+    """Text is generated for each sample and, without its secrets, held against its references."""
     config, sampling = around.config, task.sampling
     room = around.context_length - sampling.max_new_tokens
     fitted, bad = _fit(name, task, [(sample, []) for sample in samples], room, bad, around)
@@ -136,46 +137,57 @@ def _write(name: str, task: Task, samples: list[Sample], bad: list[Bad], around:
 
     def run(model: Any, batch: Sequence[int]) -> list[Any]:
         found = generation.generate(model, around.tokenizer, [requests[n] for n in batch])
-        return [[list(each.ids), each.text, each.finish_reason, each.num_near_ties] for each in found]
+        return [
+            _written(generation.shown(each, requests[n], around.tokenizer))
+            for n, each in zip(batch, found, strict=True)
+        ]
 
     def collect(results: list[list[Any]]) -> Score:
         made = batches_.in_order(batches, results)
         texts = [
-            metrics.Text(text, prompt.sample.references, prompt.sample.weight)
-            for (_, text, _, _), prompt in zip(made, fitted, strict=True)
+            metrics.Text(each["text"], prompt.sample.references, prompt.sample.weight)
+            for each, prompt in zip(made, fitted, strict=True)
         ]
         measured = metrics.measure(asked, texts, **config.bootstrap)
         lines = [
             {
                 **tasks.line(name, prompt.sample),
-                **tasks.output(text),
-                "finish_reason": reason,
+                **tasks.output(each["text"]),
+                "finish_reason": each["finish_reason"],
                 "num_prompt_tokens": len(prompt.ids),
                 "num_cut_tokens": prompt.num_cut,
-                "num_output_tokens": len(new),
-                "num_near_ties": ties,
+                "num_output_tokens": each["num_tokens"],
+                "num_near_ties": each["num_near_ties"],
+                "num_findings": each["num_findings"],
                 "scores": scores,
             }
-            for prompt, (new, text, reason, ties), scores in zip(fitted, made, measured.sample_scores, strict=True)
+            for prompt, each, scores in zip(fitted, made, measured.sample_scores, strict=True)
         ]
         counts = {
             **tasks.counts(lines, bad),
             "num_cut_prompts": sum(prompt.num_cut > 0 for prompt in fitted),
-            "num_empty_outputs": sum(not text.strip() for _, text, _, _ in made),
-            "num_ended_by_length": sum(reason == "length" for _, _, reason, _ in made),
-            "num_output_tokens": sum(len(new) for new, _, _, _ in made),
-            "num_near_ties": sum(ties for _, _, _, ties in made),
+            "num_empty_outputs": sum(not each["text"].strip() for each in made),
+            "num_ended_by_length": sum(each["finish_reason"] == "length" for each in made),
+            "num_masked_outputs": sum(each["num_findings"] > 0 for each in made),
+            "num_output_tokens": sum(each["num_tokens"] for each in made),
+            "num_near_ties": sum(each["num_near_ties"] for each in made),
         }
         return Score(measured.values, measured.intervals, counts, measured.facts, lines + tasks.skipped(name, bad))
 
     def check(model: Any, results: list[list[Any]], number: int) -> dict[str, Any]:
         made = batches_.in_order(batches, results)
         chosen = tasks.spread(range(len(fitted)), number)
-        differ = [n for n in chosen if run(model, [n])[0][0] != made[n][0]]
-        without = sum(made[n][3] == 0 for n in differ)
+        again = {n: run(model, [n])[0] for n in chosen}
+        differ = [n for n in chosen if any(again[n][key] != made[n][key] for key in ("ids", "text"))]
+        without = sum(made[n]["num_near_ties"] == 0 for n in differ)
         return {"num_samples": len(chosen), "num_other_texts": len(differ), "num_other_without_near_tie": without}
 
     return Work(keys, lambda model, number: run(model, batches[number]), collect, check)
+
+
+def _written(shown: generation.Shown) -> dict[str, Any]:
+    """What the journal keeps of a text, as JSON: nothing that tells a secret."""
+    return {**dataclasses.asdict(shown), "ids": None if shown.ids is None else list(shown.ids)}
 
 
 def _nth(ids: list[str]) -> list[int]:

@@ -3,22 +3,25 @@
 
 Rule: every number stands in `report.json`; the other files repeat or detail it. Nothing in `PAYLOAD` depends on the
 time, so an equal evaluation has an equal content digest. The page is no part of it: it also shows the curves of the
-run that the model comes from, with its speed.
+run that the model comes from, with its speed. Texts and settings have their secrets masked here, after scoring.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from codex_accel import report_page
+from codex_accel import files, redaction, report_page, text_stream
 from codex_accel.curves import Curves
 from codex_accel.samples import Overview
 
 REPORT, TABLE, SAMPLES, PAGE = "report.json", "report.csv", "samples.ndjson", "report.html"
 PAYLOAD = (REPORT, TABLE, SAMPLES)
+ANSWERS = ("references", "choices", "output")  # which follow the prompt
+TEXTS = ("id", "prompt", *ANSWERS, "skipped")  # of a line
+NAMED_IN = 1024  # characters of a prompt's end in which a name may stand that makes what follows a secret
 
 
 def write(
@@ -31,12 +34,15 @@ def write(
     """
     overview = Overview()
     with open(folder / SAMPLES, "w", encoding="utf-8", newline="") as stream:
-        for number, sample in enumerate(samples, 1):
+        for number, sample in enumerate(map(masked, samples), 1):
             stream.write(ndjson_line(sample))
             overview.add(number, sample)
     tasks = tasks_of(report)
     together = overview.of() if tasks is None else {task: overview.of(task) for task in tasks}
     whole = {**report, "overview": together}
+    for key in ("settings", "facts"):
+        if key in report:
+            whole[key] = _masked_below(report[key])
     text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     with open(folder / TABLE, "w", encoding="utf-8", newline="") as stream:
@@ -45,6 +51,36 @@ def write(
         writer.writerows([[_cell(cell) for cell in row] for row in rows(report)])
     page = report_page.render(whole, lines=overview.shown(), curves=curves)
     (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def masked(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `samples.ndjson` with the secrets of its texts masked, and their number as `num_findings`.
+
+    Digests beside the texts are those of what is shown: one of a short secret could be guessed. A line of a document
+    has no texts, and stays as it is.
+    """
+    texts = {name: line[name] for name in TEXTS if isinstance(line.get(name), str | list)}
+    if not texts:
+        return dict(line)
+    before = line.get("prompt", "")[-NAMED_IN:]
+    num_findings = line.get("num_findings", 0)  # in what the model wrote, before it was scored
+    found = {**line}
+    for name, text in texts.items():
+        shown = []
+        for each in text if isinstance(text, list) else [text]:
+            seen = text_stream.masked(each, before=before if name in ANSWERS else "")
+            shown.append(seen.text)
+            num_findings += seen.num_findings
+        found[name] = shown if isinstance(text, list) else shown[0]
+        if f"{name}_sha256" in line and found[name] != text:
+            whole = json.dumps(shown, ensure_ascii=False) if isinstance(text, list) else shown[0]
+            found[f"{name}_sha256"] = files.sha256_bytes(whole.encode())
+    return {**found, "num_findings": num_findings}
+
+
+def _masked_below(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or facts with their secrets masked; the names of tasks and metrics stay."""
+    return {name: _masked_below(value) if name == "tasks" else redaction.value(value) for name, value in values.items()}
 
 
 def tasks_of(report: dict[str, Any]) -> list[str] | None:

@@ -18,7 +18,9 @@ NUM_OPEN = 3  # samples that are unfolded at each end
 FOOTER = """Every number here stands in <code>report.json</code>, of single samples in <code>samples.ndjson</code>, of
 the training run in its <code>metrics.ndjson</code>; hover over a rounded one to see it in full."""
 # Where a count with such a name is not 0, somebody should look.
-DOUBTFUL = ("skipped", "empty", "cut", "truncated", "near_ties", "unknown", "missing", "without", "too_long", "length")
+DOUBTFUL = (
+    "skipped", "empty", "cut", "truncated", "near_ties", "unknown", "missing", "without", "too_long", "length", "masked"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,25 @@ def _label(name: str) -> str:
 
 def _what(at: At, parts: list[Part]) -> str:
     """The digests of model, data and tokenizer beside the counts."""
-    digests = at.get("digests")
+    digests, told = at.get("digests"), _of_secrets(at, parts)
     found = "".join(
         f"<div><dt>{visible(_label(name))}</dt><dd>{verbatim(digest)}</dd></div>"
         for name, digest in (digests.items() if digests is not None else ())
     )
     found = f'<div><h3>SHA-256 of what was read</h3><dl class="digests">{found}</dl></div>' if found else ""
-    return f'<div class="{"" if parts[0].task else "pair"}"><div>{_counts(parts)}</div>{found}</div>'
+    return f'{told}<div class="{"" if parts[0].task else "pair"}"><div>{_counts(parts)}</div>{found}</div>'
+
+
+def _of_secrets(at: At, parts: list[Part]) -> str:
+    """Whether secrets were masked, and how many in which task, if there is anything to tell."""
+    safety = at["settings"].get("safety") if "settings" in at else None
+    if safety is not None and safety["bypass_reason"].value is not None:
+        return f"<p class='doubtful'>Secrets are not masked: {verbatim(safety['bypass_reason'])}</p>"
+    found = [part for part in parts if part.overview["num_findings"].value]
+    told = [
+        f"{amount(part.overview['num_findings'])}{f' in {plain(part.task)}' if part.task else ''}" for part in found
+    ]
+    return f"<p>Secrets masked in the texts of samples: {', '.join(told)}.</p>" if told else ""
 
 
 def _counts(parts: list[Part]) -> str:

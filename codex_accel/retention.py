@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from codex_accel import files, run_folder
+from codex_accel import events, files, run_folder
 from codex_accel.errors import UserError
 from codex_accel.schema import BestMetric
 from codex_accel.train_schema import Checkpoint
@@ -43,17 +43,17 @@ def evaluations(run_dir: Path) -> dict[int, dict[str, Any]]:
     """
     found: dict[int, dict[str, Any]] = {}
     path = run_dir / run_folder.METRICS
-    if not path.exists():
+    if not events.exists(path):
         raise UserError(f"{path}: no such file, so no score is known. Restore it from a copy, or say keep_best=0.")
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if b'"learning_rate": ' in line or not line.endswith(b"\n"):  # of a training step, or half a line
-                continue
-            try:
-                values = json.loads(line)
-                found.setdefault(int(values["step"]), values)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}:{number}: is not a line of metrics ({error!r}). Remove the line.") from error
+    for line in events.read(path):
+        if b'"learning_rate": ' in line.text:  # of a training step
+            continue
+        try:
+            values = json.loads(line.text)
+            found.setdefault(int(values["step"]), values)
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"is not a line of metrics ({error!r}). Remove the line."
+            raise UserError(f"{line.path}:{line.number}: {what}") from error
     return found
 
 

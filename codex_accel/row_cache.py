@@ -70,7 +70,9 @@ class _FullLayer(DynamicLayer):
 
     def _show(self, buffers: list[torch.Tensor], start: int, stop: int, num_rows: int) -> None:
         self._buffers, self._start, self._stop, self._num_rows = buffers, start, stop, num_rows
-        self._held = [buffer[:num_rows, :, start:stop] for buffer in buffers]
+        of_rows = buffers if buffers[0].shape[0] == num_rows else [buffer.narrow(0, 0, num_rows) for buffer in buffers]
+        # `narrow` takes a third of the time of an index with slices
+        self._held = [buffer.narrow(2, start, stop - start) for buffer in of_rows]
         self.keys, self.values = self._held
 
     def update(
@@ -80,10 +82,10 @@ class _FullLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if self._stop + key_states.shape[-2] > self._buffers[0].shape[-2]:
             self._replace(self._num_rows, self._stop - self._start, key_states.shape[-2])
-        stop = self._stop + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[: self._num_rows, :, self._stop : stop] = states
-        self._show(self._buffers, self._start, stop, self._num_rows)
+        num_new = key_states.shape[-2]
+        self._show(self._buffers, self._start, self._stop + num_new, self._num_rows)
+        for held, states in zip(self._held, (key_states, value_states), strict=True):
+            held.narrow(2, held.shape[2] - num_new, num_new).copy_(states)
         return self._held[0], self._held[1]
 
     def _replace(self, num_rows: int, num_columns: int, num_new: int) -> None:

@@ -14,7 +14,21 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 
-from codex_accel import added_tokens, bases, checkpoint, cli, compiler, files, manifest, retention, run_folder
+from codex_accel import (
+    added_tokens,
+    bases,
+    checkpoint,
+    cli,
+    compiler,
+    files,
+    manifest,
+    provenance,
+    redaction,
+    retention,
+    run_folder,
+)
+from codex_accel import config as configuration
+from codex_accel import events as logs
 from codex_accel import tokenizer as tokenizers
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -150,6 +164,23 @@ def length(config: TrainConfig, *, num_blocks: int) -> tuple[int, float]:
     return min(limits), steps_per_epoch
 
 
+def open_logs(config: TrainConfig, run_dir: Path, *, enabled: bool) -> tuple[LineLog, LineLog]:
+    """metrics.ndjson and events.ndjson; a bypass of the masking of secrets is told before anything else is."""
+    names, limit_bytes = (run_folder.METRICS, run_folder.EVENTS), config.log.max_bytes
+    metrics, events = (LineLog(run_dir / name, enabled=enabled, max_bytes=limit_bytes) for name in names)
+    if (why := redaction.reason()) is not None:
+        event(events, "bypass", f"secrets are not masked: {why}")
+    return metrics, events
+
+
+def record(config: TrainConfig, run_dir: Path, facts: dict[str, Any]) -> None:
+    """Write config.yaml, and run.json with `facts` and where the run takes place."""
+    settings = configuration.to_yaml(redaction.value(config.model_dump(mode="json")))
+    files.write_durable(run_dir / "config.yaml", settings.encode())
+    document = {**redaction.value(facts), "provenance": provenance.collect()}
+    files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
+
+
 def find_start(config: TrainConfig, run_dir: Path, events: LineLog) -> Path | None:
     """Clear away what a kill has left, and choose the checkpoint to go on from; damaged ones are told."""
 
@@ -167,7 +198,7 @@ def cut_back(config: TrainConfig, metrics: LineLog, events: LineLog, state: chec
 
     Raises: UserError if lines are lost that tell which checkpoints are the best, because those would be deleted.
     """
-    if config.checkpoint.keep_best and metrics.path.stat().st_size < state.metrics_bytes:
+    if config.checkpoint.keep_best and not logs.reaches(metrics.path, state.metrics_bytes):
         what = (
             f"{config.checkpoint.keep_best}, but the scores are lost: {metrics.path} is shorter than it was at step "
             f"{state.step}. Restore it from a copy, or say checkpoint.keep_best=0."
@@ -212,7 +243,7 @@ def _named_checkpoint(config: TrainConfig, run_dir: Path, steps: list[int]) -> P
             what = f"is at step {step}, but {run_dir} goes to step {steps[0]}. Choose another output_dir for a branch."
             raise UserError(config.problem("resume", what))
         return path
-    begun = bool(steps) or (run_dir / run_folder.METRICS).stat().st_size > 0
+    begun = bool(steps) or logs.length(run_dir / run_folder.METRICS) > 0
     if begun and files.sha256_file(path / manifest.MANIFEST) not in run_folder.recorded_parents(run_dir):
         what = f"is of another run, but {run_dir} holds a run already. Choose another output_dir for the branch."
         raise UserError(config.problem("resume", what))
@@ -330,7 +361,7 @@ def print_start(config: TrainConfig, facts: dict[str, Any]) -> None:
 
 def print_end(run_dir: Path, state: checkpoint.TrainerState, digest: str) -> None:
     """The last losses and where everything lies."""
-    lines = [json.loads(line) for line in (run_dir / run_folder.METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line.text) for line in logs.read(run_dir / run_folder.METRICS)]
     for split in dict.fromkeys(line["split"] for line in lines):
         values = [line for line in lines if line["split"] == split][-1]
         print(f"{split:<12} loss {float(values['loss']):.4f} at step {values['step']}")

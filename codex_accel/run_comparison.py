@@ -7,7 +7,7 @@ these while a run goes on; `final`, if there is one, is verified.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from codex_accel import comparison, curves, manifest, retention, run_folder
 from codex_accel.curves import TRAIN, Curves
@@ -32,7 +32,7 @@ def compare(a: Path, b: Path, config: CompareConfig) -> dict[str, Any]:
         if (final := path / run_folder.FINAL).is_dir():
             manifest.require(final, kinds=["model"], verify=config.verify, key=key)
     splits = dict.fromkeys(split for log in logs for split in log.splits())
-    best_metric = settings[0].get("checkpoint", {}).get("best_metric", "loss")
+    best_metric = _best_metric(a, settings[0])
     visible = [{key: value for key, value in each.items() if key not in HIDDEN} for each in settings]
     return {
         "kind": "runs",
@@ -45,6 +45,17 @@ def compare(a: Path, b: Path, config: CompareConfig) -> dict[str, Any]:
         "facts": comparison.differences(facts[0]["facts"], facts[1]["facts"]),
         "environment": comparison.differences(facts[0]["environment"], facts[1]["environment"]),
     }
+
+
+def _best_metric(path: Path, settings: Mapping[str, Any]) -> BestMetric:
+    """The metric that the run named; its config.yaml is for people too, and may have been edited."""
+    section = settings.get("checkpoint", {})
+    named: Any = section.get("best_metric", "loss") if isinstance(section, Mapping) else None
+    choices = get_args(BestMetric)
+    if named not in choices:
+        what = f"checkpoint = {section!r} names no best_metric of {', '.join(choices)}. Restore it from a copy."
+        raise UserError(f"{path / manifest.CONFIG}: {what}")
+    return named
 
 
 def _outline(path: Path, log: Curves) -> dict[str, Any]:

@@ -10,14 +10,12 @@ import bisect
 import functools
 import heapq
 import itertools
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from codex_accel import plausibility
-from codex_accel.errors import UserError
 from codex_accel.policy import MAX_WIDTH, Policy, Rule, default_policy
 from codex_accel.secret_families import CLEAR_NAMES, STRONG_NAMES
 
@@ -25,7 +23,6 @@ WINDOW = 2 * MAX_WIDTH  # characters that may be held back: a name before a valu
 CONTEXT = 48  # characters before the place of decision that rules may look at
 PIECE = 1 << 18  # characters that are looked at together; any number gives the same output
 REPLACEMENT = "[SECRET]"
-BYPASS = "DISABLE_SECRET_FILTER"
 SECRET_NAME = re.compile(
     rf"(?i)(?:(?:{'|'.join((*STRONG_NAMES, *CLEAR_NAMES))}|(?<![a-z])(?:pass|auth)|secret|credential)s?|token)"
     r"(?:[_ -]?(?:access|api|key|base|value|string|[0-9]{1,3})){0,3}$"
@@ -34,11 +31,12 @@ SECRET_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One masked place: the family's or rule's id, and where in the input."""
+    """One masked place: the family's or rule's id, where in the input, and what stands there instead."""
 
     type: str
     start: int
     end: int  # exclusive
+    replacement: str = field(default="", compare=False)  # of what a rule blocks: nothing
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def mask(text: str, *, policy: Policy | None = None) -> Masked:
     'export DB_PASSWORD=[SECRET]'
     """
     policy = policy or default_policy()
-    if not policy.searched and (not policy.anchors or not policy.anchors.whole.search(policy.alphabet.view(text))):
+    if not policy.searched and (not policy.anchors or not policy.anchors.search(policy.alphabet.view(text))):
         return Masked(text)
     stream = StreamMasker(policy)
     last = max(0, len(text) - 1) // PIECE * PIECE
@@ -85,12 +83,17 @@ class StreamMasker:
         self._text, self._view = "", b""  # what is not decided, after at most CONTEXT characters that are
         self._at = 0  # where in them the undecided begins
         self._passed = 0  # characters of the input before them
-        self._swallowing: tuple[Rule, str, int] | None = None  # rule, type, start in the input
+        self._swallowing: tuple[Rule, str, int, str] | None = None  # rule, type, start in the input, replacement
 
     @property
     def num_held(self) -> int:
         """Characters that came and are neither sent nor masked yet; at most WINDOW."""
         return 0 if self._swallowing else len(self._text) - self._at
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that came is decided: no secret goes on, and none may have begun."""
+        return self._swallowing is None and self._at == len(self._text)
 
     def feed(self, chunk: str) -> str:
         """What can be sent now that `chunk` is here."""
@@ -155,15 +158,15 @@ class StreamMasker:
         """(start, order, rule) of every place where a rule may begin by its anchor, in order."""
         places: list[tuple[int, int, Rule]] = []
         view, anchors = self._view, self.policy.anchors
-        found = anchors.whole.search(view, self._at) if anchors else None
-        while found and anchors:
+        found = anchors.search(view, self._at) if anchors else None
+        while found:
             at = found.start()
-            written = view[at : at + anchors.max_width]
+            written = view[at : at + self.policy.longest_anchor]
             lowered = written.lower()
             for rule in self.policy.by_letter[lowered[0]]:
                 if (lowered if rule.ignore_case else written).startswith(rule.anchors):
                     places.append((at - rule.offset, rule.order, rule))
-            found = anchors.whole.search(view, at + 1)
+            found = anchors.search(view, at + 1)
         return sorted(places, key=lambda place: place[:2])
 
     def _searched(self, rule: Rule) -> Iterator[tuple[int, int, Rule]]:
@@ -232,13 +235,14 @@ class StreamMasker:
 
     def _apply(self, match: _Match, sent: list[str]) -> None:
         """Send what stands before and between the masked places, and a mask for each of them."""
-        rule, shown = match.rule, REPLACEMENT
+        rule = match.rule
         if rule.action == "allow":
             sent.append(self._text[self._at : match.spans[-1][1]])
             self._at = match.spans[-1][1]
             return
-        if self.policy.show_type:
-            shown = f"[SECRET:{match.type}]"
+        shown = rule.replacement
+        if shown is None:
+            shown = f"[SECRET:{match.type}]" if self.policy.show_type else REPLACEMENT
         for number, (start, end) in enumerate(match.spans, 1):
             sent.append(self._text[self._at : start])
             self._at = end
@@ -246,20 +250,20 @@ class StreamMasker:
                 self.blocked = rule.id
                 self.findings.append(Finding(match.type, self._passed + start, self._passed + end))
                 return
-            sent.append(shown if rule.replacement is None else rule.replacement)
+            sent.append(shown)
             if rule.swallows and number == len(match.spans):
-                self._swallowing = (rule, match.type, self._passed + start)
+                self._swallowing = (rule, match.type, self._passed + start, shown)
             else:
-                self.findings.append(Finding(match.type, self._passed + start, self._passed + end))
+                self.findings.append(Finding(match.type, self._passed + start, self._passed + end, shown))
 
     def _swallow(self, final: bool) -> None:
         """Go on to the end of the secret that is being swallowed, as far as it is there."""
         if self._swallowing:
-            rule, type_, start = self._swallowing
+            rule, type_, start, shown = self._swallowing
             self._at, is_over = _end_of_secret(self._view, self._at, rule, final)
             if is_over:
                 self._swallowing = None
-                self.findings.append(Finding(type_, start, self._passed + self._at))
+                self.findings.append(Finding(type_, start, self._passed + self._at, shown))
 
 
 def _end_of_secret(view: bytes, at: int, rule: Rule, final: bool) -> tuple[int, bool]:
@@ -324,23 +328,3 @@ def _masked_key(key: str, policy: Policy) -> tuple[str, bool]:
 def _is_value_of(name: str, value: str) -> bool:
     shown = value.encode("utf-8", "replace")
     return plausibility.quoted_value(name.encode("utf-8", "replace") + b"=" + shown, shown) > 0
-
-
-# --- bypass ----------------------------------------------------------------------------------------------------------
-
-
-def bypass_reason(reason: str | None, *, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why secrets are not masked in this run, or None if they are; `reason` is the configuration's, if it gives one.
-
-    Raises: UserError if the environment asks for a bypass without a reason, or in words that are not known.
-    """
-    asked = environment.get(BYPASS, "")
-    if asked not in ("", "0", "1"):
-        raise UserError(f"environment: {BYPASS}={asked[:20]!r}: is neither 0 nor 1. Unset it, or give 1 and a reason.")
-    given = (reason or "").strip()
-    if reason is not None and not given:
-        raise UserError("safety.bypass_reason: is empty. Say in a few words why secrets may be seen, or remove it.")
-    if asked == "1" and not given:
-        what = "asks for a bypass of the masking of secrets, which needs a reason"
-        raise UserError(f"environment: {BYPASS}=1: {what}. Give safety.bypass_reason=..., or unset it.")
-    return given or None

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from codex_accel.report_page import CHARS_OF_A_TEXT, MOST_TEXTS
+
 MOST_SHOWN = 20  # samples at each end, and skipped ones
 MAX_VALUES = 8  # distinct values that get a bar each; above, ranges do
 NUM_BINS = 20
@@ -33,7 +35,7 @@ class Overview:
         return self._groups.get(task, _Group()).summary()
 
     def shown(self) -> dict[int, Line]:
-        """The lines that the summaries name, by number."""
+        """The lines that the summaries name, by number, their texts cut to what a page shows of them."""
         found = [group.shown() for group in self._groups.values()]
         return {number: lines[number] for lines in found for number in sorted(lines)}
 
@@ -43,6 +45,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.num_samples = 0
+        self.num_findings = 0
         self.scores: dict[str, list[float]] = {}
         self.num_without: collections.Counter[str] = collections.Counter()
         self.ordered_by: list[str] = []
@@ -53,6 +56,7 @@ class _Group:
         self.by_length: dict[int, list[tuple[float, int]]] = {}
 
     def add(self, number: int, line: Line) -> None:
+        self.num_findings += line.get("num_findings", 0)
         if "skipped" in line:
             self.num_skipped += 1
             if len(self.skipped) < MOST_SHOWN:
@@ -72,7 +76,7 @@ class _Group:
         order = [*scores.values(), *([_margin(line)] if "choices" in line else [])]
         if order and order[0] is not None:
             self.ordered_by = [*scores, *(["margin"] if "choices" in line else [])]
-            self.candidates[number] = tuple(-math.inf if value is None else float(value) for value in order), line
+            self.candidates[number] = tuple(-math.inf if value is None else float(value) for value in order), _cut(line)
             self.num_ordered += 1
             if len(self.candidates) > 40 * MOST_SHOWN:
                 low, high = self._sorted()
@@ -101,6 +105,7 @@ class _Group:
         lowest, highest = self._ends()
         summary: dict[str, Any] = {
             "num_samples": self.num_samples,
+            "num_findings": self.num_findings,
             "distributions": {
                 name: {"num_samples": len(values), "num_without": self.num_without[name], "bins": bins(values)}
                 for name, values in self.scores.items()
@@ -111,6 +116,17 @@ class _Group:
         if self.by_length:
             summary["loss_by_length"] = [_of_length(low, self.by_length[low]) for low in sorted(self.by_length)]
         return summary
+
+
+def _cut(line: Line) -> Line:
+    """The line as a page shows it: of each text one character more than that, which tells that it goes on."""
+    end = CHARS_OF_A_TEXT + 1
+    found = {**line, **{name: line[name][:end] for name in ("prompt", "output") if name in line}}
+    if "references" in line:
+        found["references"] = [text[:end] for text in line["references"][: MOST_TEXTS + 1]]
+    if "choices" in line:  # all of them: `answer` and `predicted` are numbers of these
+        found["choices"] = [text[:end] for text in line["choices"]]
+    return found
 
 
 def _margin(line: Line) -> float:

@@ -9,6 +9,7 @@ Shapes: B rows, V vocabulary.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
@@ -16,6 +17,9 @@ from codex_accel.errors import UserError
 
 NEAR = 1e-4  # at least; padding and company move float32 logits by less (measured: docs/generate.md)
 NEAR_STEPS = {torch.bfloat16: 4, torch.float16: 16}  # steps of the type at the size of the largest logit; others: 64
+NOT_FINITE = (
+    "the model gives logits that are not finite, so there is no next token. Look at its training, or its dtype."
+)
 
 
 class Settings(NamedTuple):
@@ -41,11 +45,12 @@ def choose(logits: torch.Tensor, settings: Sequence[Settings], draw: Sequence[fl
     Raises: UserError if a row has no largest logit, because some are not numbers.
     """
     steps = NEAR_STEPS.get(logits.dtype, 64) * torch.finfo(logits.dtype).eps
-    logits = logits.float()
+    logits = logits.detach().float()
+    if logits.device.type == "cpu" and all(own.temperature == 0 for own in settings):
+        return _likeliest_on_cpu(logits, steps)
     largest = logits.amax(-1)  # (B,)
     if not bool(torch.isfinite(largest).all()):
-        what = "gives logits that are not finite, so there is no next token. Look at its training, or its dtype."
-        raise UserError(f"the model {what}")
+        raise UserError(NOT_FINITE)
     near = (steps * largest.abs()).clamp(min=NEAR)
     tokens = torch.empty(len(settings), dtype=torch.int64, device=logits.device)
     unsure = torch.empty(len(settings), dtype=torch.bool, device=logits.device)
@@ -78,6 +83,20 @@ def _likeliest(logits: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, 
     largest = logits.gather(1, tokens[:, None])
     second = logits.scatter(1, tokens[:, None], -torch.inf).amax(-1)
     return tokens, largest[:, 0] - second <= near
+
+
+def _likeliest_on_cpu(logits: torch.Tensor, steps: float) -> tuple[list[int], list[bool]]:
+    """The same in a quarter of the time, measured for one row of 512 to 150,000 and for 64 of 8,192 each."""
+    rows = logits.numpy()
+    tokens = rows.argmax(-1)  # of a row with some that are not numbers, one of these
+    places = (np.arange(len(tokens)), tokens)
+    largest = rows[places]
+    if not np.isfinite(largest).all():
+        raise UserError(NOT_FINITE)
+    others = rows.copy()
+    others[places] = -np.inf
+    near = np.maximum(np.float32(steps) * np.abs(largest), np.float32(NEAR))
+    return tokens.tolist(), (largest - others.max(-1) <= near).tolist()
 
 
 def _drawn(logits: torch.Tensor, draw: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from codex_accel.config import Section, StageConfig
+from codex_accel.config import Safety, Section, StageConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -222,12 +222,21 @@ class Split(Section):
         return self
 
 
+class DataSafety(Safety):
+    """Masking of secrets in the data too, not only in what is logged."""
+
+    on_secret: Literal["redact", "quarantine"] = Field(
+        "redact", description="Records with secrets: redact masks these; quarantine sets the whole record aside"
+    )
+
+
 Sources = list[Source]  # `list` is a key below
 
 
 class PrepareConfig(StageConfig):
     """Keys of scripts/prepare_data.py."""
 
+    safety: DataSafety = DataSafety()
     output_dir: NonEmpty = output("the dataset")
     overwrite: bool = OVERWRITE
     dry_run: bool = Field(False, description="Print what would be read and stop; nothing is written")

@@ -45,13 +45,6 @@ class Limits(Section):
         return self
 
 
-class Safety(Section):
-    """Secrets in what the model writes."""
-
-    policy: NonEmpty | None = Field(None, description="File of rules; null: all families of secrets, masked")
-    bypass_reason: str | None = Field(None, description="Why secrets are not masked in answers; null: they are masked")
-
-
 class ServeConfig(StageConfig):
     """Keys of scripts/serve.py."""
 
@@ -77,8 +70,10 @@ class ServeConfig(StageConfig):
         None, description="File with the Jinja template that renders messages; null: the tokenizer's own"
     )
     limits: Limits = Limits()
-    safety: Safety = Safety()
     request_log: NonEmpty | None = Field(None, description="NDJSON file that gets a line for each request; null: none")
+    request_log_max_bytes: Annotated[int, Field(ge=1024)] | None = Field(
+        None, description="Size at which that file gets a number and a new one begins; bytes; null: one file"
+    )
     log_prompts: bool = Field(False, description="Put prompts and texts into that log, masked")
     device: Literal["auto", "cpu", "cuda"] = DEVICE
 
@@ -86,6 +81,8 @@ class ServeConfig(StageConfig):
     def _keys_have_an_effect(self) -> "ServeConfig":
         if self.log_prompts and self.request_log is None:
             raise ValueError("log_prompts needs request_log, the file that they go to.")
+        if self.request_log_max_bytes is not None and self.request_log is None:
+            raise ValueError("request_log_max_bytes needs request_log, the file that it is about.")
         if self.unix_socket is not None and (self.allowed_hosts or self.allowed_origins):
             raise ValueError("allowed_hosts and allowed_origins mean nothing for a unix_socket. Remove them.")
         if self.sampling.max_new_tokens > self.limits.max_new_tokens:

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from codex_accel import api, connections, events, safety
+from codex_accel import api, connections, events, redaction, safety
 from codex_accel.api import Refused
 from codex_accel.errors import UserError
 from codex_accel.serve_schema import ServeConfig
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Parse = Callable[[bytes], api.Asked]
 OPEN = ("/health", "/ready")  # without a token: a container's probe has none
 CLOSING_S = 5.0  # for the last bytes of the last answers
+MAX_LOG_WAITING = 1 << 20  # bytes of lines that wait for a full disk; the oldest of more are dropped, and counted
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def application(state: State) -> Any:
             return _json({"status": state.status}, 503)
         identity = state.loaded.identity
         digests = {"content_digest": identity.content_digest, "manifest_digest": identity.manifest_digest}
-        return _json({"status": "ready", "model": identity.name, "kind": identity.kind, **digests})
+        named = {"model": identity.name, "kind": identity.kind, **digests}
+        return _json({"status": "ready", **named, "masking": redaction.facts()})
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -453,12 +455,13 @@ def run(
     try:
         asyncio.run(_run(config, sockets, token, load))
     finally:
+        for made in sockets:
+            made.close()
         connections.remove_file(config)
 
 
 async def _run(config: ServeConfig, sockets: list[socket.socket], token: str | None, load: Any) -> None:
-    log = events.LineLog(Path(config.request_log or os.devnull), enabled=config.request_log is not None)
-    state = State(config, token, log)
+    state = State(config, token, _request_log(config))
     server = _Server(_uvicorn_config(application(state), config))
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[None]] = []
@@ -485,6 +488,19 @@ async def _run(config: ServeConfig, sockets: list[socket.socket], token: str | N
         sys.stdout.flush()
         connections.remove_file(config)
         os._exit(0)
+
+
+def _request_log(config: ServeConfig) -> events.LineLog:
+    """The log of requests, which begins with a bypass of masking if there is one. Raises: UserError."""
+    options: Any = {"max_bytes": config.request_log_max_bytes, "max_waiting_bytes": MAX_LOG_WAITING}
+    try:
+        log = events.LineLog(Path(config.request_log or os.devnull), enabled=config.request_log is not None, **options)
+    except OSError as error:
+        what = f"'{config.request_log}' cannot be written to ({error.strerror}). Name another file."
+        raise UserError(config.problem("request_log", what)) from error
+    if redaction.is_bypassed():
+        events.event(log, "bypass", f"secrets are not masked: {redaction.reason()}")
+    return log
 
 
 def _uvicorn_config(app: Any, config: ServeConfig) -> uvicorn.Config:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
-from codex_accel import generation, safety
+from codex_accel import generation
 from codex_accel.policy import Policy
 from codex_accel.serve_schema import Limits
+from codex_accel.text_stream import MaskedStream
 from codex_accel.tokenizer import Tokenizer
 
 Reason = Literal["eos", "stop", "length", "time", "content_filter"]
@@ -53,9 +55,10 @@ class Row:
     request: generation.Request
     pieces: deque[str] = field(default_factory=deque)
     outcome: Outcome | None = None
-    masker: safety.StreamMasker | None = None
+    masked: MaskedStream | None = None
     ending: Reason | None = None  # why it is to end, if not by itself
     text: list[str] = field(default_factory=list)
+    unmasked: list[str] = field(default_factory=list)  # of a text that is masked at its end
     repeated: str = ""  # of a text that is made again, what was given out before
     num_tokens: int = 0
     is_suspect: bool = False  # was in a batch that failed, so it runs alone
@@ -102,6 +105,7 @@ class Service:
     ):
         self.model, self.tokenizer, self.limits, self.policy, self.on_news = model, tokenizer, limits, policy, on_news
         self.max_running = 1 if generation.why_alone(model) else limits.max_running
+        self._may_block = policy is not None and any(rule.action == "block" for rule in policy.rules)
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._closed = False
@@ -162,6 +166,7 @@ class Service:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()  # of a small model a step takes a sixth less than with `no_grad`
     def run(self) -> None:
         """Until `close`, and the end of what was taken before it."""
         while True:
@@ -223,7 +228,8 @@ class Service:
         group: list[Row] = []
         for row in joining:
             row.job.started_s = row.job.started_s or time.monotonic()
-            row.masker = None if self.policy is None else safety.StreamMasker(self.policy)
+            before = "" if self.policy is None else self.tokenizer.decode(row.request.input_ids)
+            row.masked = MaskedStream(self.policy, before)
             if group and (len(group) + 1) * len(row.request.input_ids) > PREFILL_TOKENS:
                 self._begin(group)
                 group = []
@@ -245,8 +251,12 @@ class Service:
         row = self._running[number]
         if row.job.cancelled:
             return False
-        self._emit(row, row.masker.feed(text) if row.masker else text)
-        if row.masker and row.masker.blocked:
+        assert row.masked is not None
+        if row.job.streams or self._may_block:
+            self._emit(row, row.masked.feed(text))
+        else:  # nobody sees it before its end, and to mask it as a whole takes less than piece by piece
+            row.unmasked.append(text)
+        if row.masked.blocked:
             row.ending = "content_filter"
         elif time.monotonic() >= row.job.deadline_s:
             row.ending = "time"
@@ -284,10 +294,11 @@ class Service:
 
     def _close_row(self, row: Row, continuation: generation.Continuation | None, reason: Reason) -> None:
         """Give out the rest of a text, and what came of it."""
-        if row.masker:
-            self._emit(row, row.masker.flush())
-            reason = "content_filter" if row.masker.blocked else reason
-        num_findings = len(row.masker.findings) if row.masker else 0
+        num_findings = 0
+        if row.masked:  # it has begun
+            self._emit(row, row.masked.finish("".join(row.unmasked)))
+            reason = "content_filter" if row.masked.blocked else reason
+            num_findings = row.masked.num_findings
         row.outcome = Outcome(
             text="".join(row.text),
             ids=None if continuation is None or num_findings else continuation.ids,
@@ -309,6 +320,6 @@ class Service:
             rows = []
         for row in rows:
             row.is_suspect, row.num_tokens, row.ending = True, 0, None
-            row.repeated, row.text = "".join(row.text), []
+            row.repeated, row.text, row.unmasked = "".join(row.text), [], []
         with self._changed:
             self._waiting.extendleft(reversed(rows + not_begun))

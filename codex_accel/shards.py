@@ -77,7 +77,7 @@ class _Unit:
                     show(before + reader.num_bytes, f"unit {self.number + 1} of {len(plan.units)}")
             while waiting:
                 self._take(*waiting.popleft())
-        self._finish()
+        self._finish(secrets=reader.counts())
 
     def _set_aside(self, bad: list[BadRecord], quarantine: Any) -> None:
         for item in bad:
@@ -110,7 +110,7 @@ class _Unit:
             self.shards[name] = tokens.ShardWriter(path, tokens.schema_for(self.tokenizer.vocab_size))
         return self.shards[name]
 
-    def _finish(self) -> None:
+    def _finish(self, *, secrets: dict[str, Any]) -> None:
         """Close and flush everything, then write the marker that says so."""
         plan = self.plan
         for writer in self.shards.values():
@@ -122,6 +122,7 @@ class _Unit:
         marker = {
             "num_records": self.num_records,
             "bad_by_reason": dict(self.bad),
+            "secrets": secrets,
             "splits": {name: tally.document() for name, tally in self.tallies.items()},
         }
         files.write_durable(plan.path("units", self.number, ".json"), json.dumps(marker).encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codex_accel import config as configuration
-from codex_accel import manifest, run_folder
+from codex_accel import manifest, redaction, run_folder
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.train_schema import TrainConfig
@@ -28,7 +28,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Each value taken over has its line in that file as its origin. Paths there are relative to the current folder, as in
     every configuration; `~` is the home folder.
 
-    Raises: UserError for a file, an alias or a value that is not right, and for a precision that does not go together.
+    Raises: UserError for a file, an alias or a value that is not right, for a precision that does not go together, and
+    for a secret where it cannot be masked.
     """
     if config.model.alias is not None:
         config = _without_alias(config, config.model.alias)
@@ -36,6 +37,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.model.dtype == "bfloat16" and precision == "fp16":
         what = "bfloat16, but mixed precision is fp16, whose gradient scaler takes float32 weights only. "
         raise UserError(config.problem("model.dtype", f"{what}Say training.mixed_precision=bf16, or dtype float32."))
+    for key, given in (("model.config", config.model.config), ("peft", config.peft)):
+        if redaction.value(given) != given:
+            what = "holds a secret, and libraries write it into checkpoints as it stands. Remove it."
+            raise UserError(config.problem(key, what))
     return config
 
 

@@ -37,7 +37,7 @@ def sampling(
     if not (config.log.system_metrics and enabled):
         yield
         return
-    log = LineLog(run_dir / SYSTEM)
+    log = LineLog(run_dir / SYSTEM, max_bytes=config.log.max_bytes)
     sampler, ended = Sampler(run_dir), threading.Event()
     if sampler.why_no_gpus:
         print(f"note    system metrics without GPUs: {sampler.why_no_gpus}", flush=True)

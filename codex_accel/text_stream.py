@@ -1,16 +1,18 @@
-"""Tokens into text as they come, up to a stop string.
+"""Tokens into text as they come, up to a stop string; and that text as it may be shown, without secrets.
 
 Rule: the pieces joined are the text of all tokens, however they are cut; a piece never ends in a part of a character or
-in what may become a stop string; and the time is linear in the number of tokens.
+in what may become a stop string, nor, of what is shown, of a secret; and the time is linear in the number of tokens.
 """
 
 import codecs
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tokenizers import decoders
 
-from codex_accel import byte_pairs
+from codex_accel import byte_pairs, redaction, safety
+from codex_accel.policy import Policy
 from codex_accel.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # for bytes that are no character
@@ -64,6 +66,107 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:size]):
             return size
     return 0
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text with its secrets masked; `blocked` is the rule that ended it, if one did."""
+
+    text: str
+    num_findings: int = 0
+    blocked: str | None = None
+
+
+def masked(text: str, *, before: str = "") -> Masked:
+    """What a `MaskedStream` makes of a text that is all there."""
+    policy = redaction.policy()
+    if policy is None or not any(safety.mask(each, policy=policy).findings for each in {text, before + text}):
+        return Masked(text)
+    stream = MaskedStream(policy, before)
+    return Masked(stream.finish(text), stream.num_findings, stream.blocked)
+
+
+class MaskedStream:
+    """A model's text with its secrets masked by a policy; nothing is masked with None.
+
+    Besides those that it writes, it has secrets whose beginning or name ends the text that it goes on from: after
+    `password=` any word is one. So what comes is looked at by itself and then as what follows `before`, which is not
+    repeated, until nothing there can matter any more. `blocked` names the rule that ended the text: what comes after is
+    not shown.
+    """
+
+    def __init__(self, policy: Policy | None, before: str = ""):
+        self.policy = policy
+        self._own = None if policy is None else safety.StreamMasker(policy)
+        self._joint: safety.StreamMasker | None = None
+        self._repeated, self._begun, self._num_before = "", "", 0
+        self._num_joint, self._num_shown = 0, 0  # findings of `_joint` when it was let go; characters that went through
+        if policy is None or not before:
+            return
+        self._joint = safety.StreamMasker(policy)
+        self._joint.feed(before)
+        if self._joint.blocked or (self._joint.num_held and self._ends_in_secret(before)):
+            before, self._joint = safety.mask(before, policy=policy).text, safety.StreamMasker(policy)
+            self._joint.feed(before)
+        self._repeated = before[len(before) - self._joint.num_held :]  # will come with what follows
+        self._num_before = len(before)
+
+    def _ends_in_secret(self, before: str) -> bool:
+        """Whether what is held back of `before` has a secret that is whole."""
+        assert self._joint is not None
+        sent = len(before) - self._joint.num_held
+        return any(found.end > sent for found in safety.mask(before, policy=self.policy).findings)
+
+    @property
+    def blocked(self) -> str | None:
+        """The rule that ended the text, if one did."""
+        found = [masker.blocked for masker in (self._own, self._joint) if masker and masker.blocked]
+        return found[0] if found else None
+
+    @property
+    def num_findings(self) -> int:
+        """Secrets that were masked so far."""
+        own = len(self._own.findings) if self._own else 0
+        return own + (self._findings_of_joint() if self._joint else self._num_joint)
+
+    def _findings_of_joint(self) -> int:
+        assert self._joint is not None
+        return sum(found.end > self._num_before for found in self._joint.findings)
+
+    def feed(self, text: str) -> str:
+        """What can be shown now that `text` is here."""
+        if self._own is None:
+            return text
+        text = self._own.feed(text)
+        if self._joint is None:
+            return text
+        self._num_shown += len(text)
+        shown = self._new(self._joint.feed(text), ends=False)
+        if self._num_shown > safety.CONTEXT and self._joint.is_idle and not (self._joint.blocked or self._repeated):
+            self._num_joint, self._joint = self._findings_of_joint(), None
+        return shown
+
+    def finish(self, text: str = "") -> str:
+        """The rest; `finish(text)` is short for `feed(text) + finish()` and saves a look."""
+        if self._own is None:
+            return text
+        text = self._own.flush(text)
+        return self._new(self._joint.flush(text), ends=True) if self._joint else text
+
+    def _new(self, text: str, *, ends: bool) -> str:
+        """What of it is not the end of `before`."""
+        if not self._repeated:
+            return text
+        self._begun += text
+        pairs = enumerate(zip(self._begun, self._repeated, strict=False))
+        shared = next((at for at, (a, b) in pairs if a != b), min(len(self._begun), len(self._repeated)))
+        if shared == len(self._begun) and not ends and shared < len(self._repeated):
+            return ""
+        new, self._begun, self._repeated = self._begun[shared:], "", ""
+        return new
 
 
 # --- tokens into text ------------------------------------------------------------------------------------------------

@@ -87,8 +87,23 @@ class Tokenizer:
         return self._fast if isinstance(self._fast, str) else ""
 
     @property
+    def template_facts(self) -> dict[str, Any]:
+        """What `chat.template` must know: names of special tokens, which of them swallow white space beside them, and
+        the variables `bos_token` and the like, of the roles that have one.
+        """
+        name_of = {id_: name for name, id_ in self.special_ids.items()}
+        ids = {role: getattr(self, f"{role}_id") for role in ROLES}
+        added = self.backend.get_added_tokens_decoder().values() if self.backend else ()
+        return {
+            "special_tokens": tuple(self.special_ids),
+            "variables": tuple((f"{role}_token", name_of[id_]) for role, id_ in ids.items() if id_ in name_of),
+            "strip_left": tuple(token.content for token in added if token.lstrip),
+            "strip_right": tuple(token.content for token in added if token.rstrip),
+        }
+
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Ids that can occur: one more than the largest id."""
+        """Ids that can occur: one more than the largest id. Of a large vocabulary it takes tens of milliseconds."""
         if self.processor is not None:
             return self.processor.get_piece_size()
         assert self.backend is not None
@@ -395,10 +410,7 @@ def chat_template_of(folder: Path, settings: dict[str, Any]) -> str | None:
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not UTF-8 ({error.reason}). Convert it.") from error
+        return read_template(path)
     found = settings.get("chat_template")
     if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
         found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
@@ -406,3 +418,12 @@ def chat_template_of(folder: Path, settings: dict[str, Any]) -> str | None:
         what = "chat_template is neither a text nor a list of templates with names. Mend it or remove it."
         raise UserError(f"{folder / SETTINGS[1]}: {what}")
     return found
+
+
+def read_template(path: Path) -> str:
+    """The text of a file with a chat template. Raises: UserError if it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot be read as UTF-8 text ({error}). Give a file with a Jinja template."
+        raise UserError(f"{path}: {what}") from error

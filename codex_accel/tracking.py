@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, files, run_folder, telemetry
+from codex_accel import cli, files, redaction, run_folder, telemetry
+from codex_accel import events as logs
 from codex_accel.config import Section
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
@@ -185,22 +186,22 @@ def _past(run_dir: Path, step: int) -> list[Line]:
     metrics.ndjson has training time only (elapsed_s). Its lines are dated as if training had never paused before now.
     """
     lines: list[Line] = []
-    measured = [json.loads(line) for line in (run_dir / run_folder.METRICS).read_bytes().splitlines()]
+    measured = [json.loads(line.text) for line in logs.read(run_dir / run_folder.METRICS)]
     now, elapsed_s = time.time(), 0.0
     total_s = max((line["elapsed_s"] for line in measured if "elapsed_s" in line), default=0.0)
     for line in measured:
         elapsed_s = line.get("elapsed_s", elapsed_s)
         lines.append((now - total_s + elapsed_s, line))
     system = run_dir / telemetry.SYSTEM
-    for text in system.read_bytes().splitlines() if system.exists() else ():
+    for written in logs.read(system) if logs.exists(system) else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # what a kill or a power cut has left half written
-            line = {**json.loads(text), "split": "system"}
+            line = {**json.loads(written.text), "split": "system"}
             lines.append((datetime.datetime.fromisoformat(line["time"]).timestamp(), line))
     return sorted((line for line in lines if line[1]["step"] <= step), key=lambda line: line[1]["step"])
 
 
 def _hyperparameters(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
-    """The resolved configuration by dotted key, and from run.json what the run was made from, all plain values."""
+    """The resolved configuration by dotted key, masked, and from run.json what the run was made from; plain values."""
     document = json.loads((run_dir / "run.json").read_bytes())
     provenance = document.pop("provenance")
     found: dict[str, Any] = {f"run.parent.{r['kind']}": r["manifest_digest"] for r in document.pop("parents")}
@@ -213,7 +214,7 @@ def _hyperparameters(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
             waiting += [(f"{prefix}.{name}".lstrip("."), getattr(value, name)) for name in type(value).model_fields]
         else:
             found[prefix] = value
-    plain = (str, int, float, bool)
+    plain, found = (str, int, float, bool), redaction.value(found)
     return {key: value if isinstance(value, plain) else json.dumps(value) for key, value in found.items()}
 
 
@@ -260,7 +261,8 @@ def _start_wandb(config: TrainConfig, run_dir: Path, values: dict[str, Any], kno
     )  # fmt: skip
     known = known or secrets.token_hex(4)
     resume = None if offline else "allow"
-    tracker = WandBTracker(tracking.project, id=known, name=run_dir.name, resume=resume, settings=settings)
+    project = redaction.text(tracking.project)
+    tracker = WandBTracker(project, id=known, name=run_dir.name, resume=resume, settings=settings)
     tracker.start()
     tracker.store_init_configuration(values)
     return tracker, known, offline
@@ -280,7 +282,7 @@ def _start_mlflow(config: TrainConfig, run_dir: Path, values: dict[str, Any], kn
     elif ":" not in uri:
         own = Path(uri).absolute()
     mlflow.set_tracking_uri(own.as_uri() if uri is None or ":" not in uri else uri)
-    tracker = MLflowTracker(config.tracking.project, run_id=known, run_name=run_dir.name)
+    tracker = MLflowTracker(redaction.text(config.tracking.project), run_id=known, run_name=run_dir.name)
     tracker.start()
     if known is None:  # MLflow refuses a parameter that has changed, and a run may go on with some that have
         tracker.store_init_configuration(values)

@@ -202,6 +202,9 @@ class Log(Section):
     """Lines in metrics.ndjson."""
 
     every_steps: Positive = Field(10, description="Steps between lines")
+    max_bytes: Annotated[int, Field(ge=1024)] | None = Field(
+        None, description="Size at which a log file gets a number and a new one begins; bytes; null: one file each"
+    )
     system_metrics: bool = Field(False, description="Use and memory of CPU, GPU and disk, in system.ndjson")
     system_every_s: Annotated[float, Field(gt=0)] = Field(10.0, description="Time between those lines; seconds")
 

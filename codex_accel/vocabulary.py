@@ -16,7 +16,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from codex_accel import byte_pairs, chat, files, pieces, tokenizer
+from codex_accel import byte_pairs, chat, files, pieces, redaction, screening, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.records import Part
 from codex_accel.schema import TokenizerConfig
@@ -24,7 +24,9 @@ from codex_accel.sources import FileFacts
 
 VERSION = 2  # of what a training writes: another one is another input digest
 # Keys that do not change what a training gives, and those whose content is digested apart.
-NOT_INPUT = {"output_dir", "overwrite", "dry_run", "sources", "verify", "allow_network", "base", "chat_template"}
+NOT_INPUT = {
+    "output_dir", "overwrite", "dry_run", "sources", "verify", "allow_network", "base", "chat_template", "safety",
+}  # fmt: skip
 
 MAX_WORDS = 1 << 21  # distinct words that unigram counts at once, about 300 MB
 # sentencepiece writes each word out as often as it counts, at 20 to 30 bytes of memory a byte.
@@ -307,10 +309,12 @@ def chat_template(config: TokenizerConfig) -> str | None:
 
 
 def input_digest(config: TokenizerConfig, inventory: Sequence[FileFacts]) -> str:
-    """SHA-256 over everything that the tokenizer follows from: settings, and files with how they are read."""
+    """SHA-256 over everything that the tokenizer follows from: settings, files with how they are read, and masking."""
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_INPUT}
     read = [[facts.sha256, _reading(facts)] for facts in inventory]
     document = {"version": VERSION, "settings": keys, "files": read, **given_besides(config)}
+    if config.base is None:
+        document["masking"] = screening.identity()
     return files.sha256_bytes(json.dumps(document, sort_keys=True).encode())
 
 
@@ -339,6 +343,9 @@ def changes(document: dict[str, Any], config: TokenizerConfig, inventory: Sequen
     ]
     given = given_besides(config)
     found += [f"{key} is another" for key in ("base", "chat_template") if document["facts"].get(key) != given.get(key)]
+    before = document["facts"].get("secrets", {})
+    if config.base is None and any(before.get(key) != value for key, value in redaction.facts().items()):
+        found.append("how secrets are masked is another")
     known = {source["sha256"] for source in document["sources"]}
     found += [f"'{facts.raw.path}' is new or has changed" for facts in inventory if facts.sha256 not in known]
     present = {facts.sha256 for facts in inventory}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, files, manifest, offline, retention, run_folder
+from codex_accel import cli, events, files, manifest, offline, retention, run_folder
 from codex_accel.errors import UserError
 from codex_accel.schema import CheckpointsConfig
 from codex_accel.train_schema import Checkpoint
@@ -71,7 +71,7 @@ def _require_whole_newest(config: CheckpointsConfig, run_dir: Path) -> None:
 def _rows(run_dir: Path, rules: Checkpoint, *, hashed: bool) -> list[dict[str, Any]]:
     """One row a checkpoint, newest first; checked by digests if `hashed`, else by names and sizes."""
     steps = run_folder.steps_saved(run_dir)
-    evaluated = retention.evaluations(run_dir) if (run_dir / run_folder.METRICS).exists() else {}
+    evaluated = retention.evaluations(run_dir) if events.exists(run_dir / run_folder.METRICS) else {}
     scores = retention.scores(evaluated, metric=rules.best_metric)
     kept = retention.kept(
         steps,

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, curves, offline
+from codex_accel import cli, curves, offline, redaction
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import CompareConfig
+from codex_accel.visible import escaped
 
 WIDTH = 110  # characters of a sample's text on a line
 
@@ -46,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         evaluations = [comparison.read(path, verify=config.verify, key=key) for key, path in (("a", a), ("b", b))]
         document = comparison.compare(*evaluations, config)
+    document = redaction.value(document)  # before any text is cut: a part of a secret is not known as one
     if config.as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        print("\n".join(_run_lines(document) if are_runs[0] else _evaluation_lines(document)))
+        lines = _run_lines(document) if are_runs[0] else _evaluation_lines(document)
+        print("\n".join(map(escaped, lines)))  # nothing that was compared can command the terminal
     return 0
 
 
@@ -113,7 +116,7 @@ def _sample_lines(sample: Mapping[str, Any]) -> Iterable[str]:
     scores = "  ".join(
         f"{name} {' -> '.join(map(_number, pair))}" for name, pair in sample["scores"].items() if pair[0] != pair[1]
     )
-    given = f"  id {_readable(str(sample['id']))}" if "id" in sample else ""
+    given = f"  id {sample['id']}" if "id" in sample else ""
     yield f"  line {sample.get('line')}{given}  {scores or 'same scores'}"
     if "choices" in sample:
         choices = {"right": sample["answer"], "a": sample["predicted"][0], "b": sample["predicted"][1]}
@@ -123,17 +126,12 @@ def _sample_lines(sample: Mapping[str, Any]) -> Iterable[str]:
     shared = _shared_prefix(texts["a"], texts["b"]) if texts["a"] != texts["b"] else 0
     for name, text in texts.items():
         start = max(0, shared - WIDTH // 3) if name in ("a", "b") else 0
-        shown = _readable(text[start : start + WIDTH])
+        shown = text[start : start + WIDTH]
         yield f"    {name:<5} {'...' * bool(start)}{shown}{'...' * (len(text) > start + WIDTH)}"
 
 
 def _shared_prefix(a: str, b: str) -> int:
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _readable(text: str) -> str:
-    """Text on one line, in which nothing can move the cursor, colour the terminal or turn the direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ def _difference_lines(title: str, found: Sequence[Mapping[str, Any]]) -> Iterabl
         yield f"{title}: nothing"
         return
     yield f"{title}:"
-    rows = [(f"{one['key']}", *(_readable(_shown(one[side])) for side in ("a", "b"))) for one in found]
+    rows = [(f"{one['key']}", *(_shown(one[side]) for side in ("a", "b"))) for one in found]
     yield from _columns([("", "a", "b"), *rows], left=True)
 
 

@@ -3,7 +3,7 @@
 examples:
   python scripts/evaluate.py --checkpoint runs/quickstart/train/final --output-dir runs/quickstart/test
   python scripts/evaluate.py --checkpoint DIR file.path=book.txt file.unit=file --output-dir runs/book
-  python scripts/evaluate.py --config configs/sft/tasks.yaml --checkpoint DIR --output-dir runs/tasks
+  python scripts/evaluate.py --config configs/tasks/evaluate.yaml --checkpoint DIR --output-dir runs/tasks
   python scripts/evaluate.py predictions=answers.jsonl --output-dir runs/answers
   accelerate launch scripts/evaluate.py --checkpoint DIR --output-dir runs/test
 
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, files, offline, progress
+from codex_accel import cli, files, offline, progress, redaction
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import EvaluateConfig
 
@@ -102,7 +102,7 @@ def score_model(config: EvaluateConfig, final: Path) -> None:
     if longest is not None and context_length > longest:
         what = f"{context_length} is more than the model's max_position_embeddings = {longest}."
         raise UserError(config.problem("context_length", what))
-    settings: dict[str, Any] = {"context_length": context_length, "dtype": "float32"}
+    settings: dict[str, Any] = {"context_length": context_length, "dtype": "float32", "safety": redaction.facts()}
     work: dict[str, batches.Work] = {}
     documents: Any = []
     counts = {}
@@ -259,7 +259,8 @@ def score_predictions(config: EvaluateConfig, final: Path) -> None:
     tasks.require_good(bad, on_bad_sample=config.on_bad_sample)
     document, lines = predictions.score(samples, bad, asked, config)
     described = records.describe(raw)
-    document |= {"settings": {"metrics": named}, "digests": {"predictions": described["sha256"]}}
+    settings = {"metrics": named, "safety": redaction.facts()}
+    document |= {"settings": settings, "digests": {"predictions": described["sha256"]}}
     write(final, config, document, lines, parents=[], sources=[described], speed={}, of_run=None)
 
 

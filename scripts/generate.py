@@ -7,20 +7,21 @@ examples:
   ... | python scripts/generate.py --checkpoint DIR --prompts -
 
 The prompt and its continuation go to standard output, and nothing else does; of prompts, a line of JSON for each.
+Secrets are masked in both.
 """
 
 import contextlib
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from codex_accel import cli, offline
+from codex_accel import cli, offline, redaction
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import GenerateConfig
+from codex_accel.visible import escaped
 
 AHEAD = 8  # batches' worth of prompts among which like lengths are looked for; answers wait for no more than that
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --- model -----------------------------------------------------------------------------------------------------
     import torch
 
-    from codex_accel import generation, report
+    from codex_accel import generation, report, text_stream
     from codex_accel import model as models
 
     cuda = torch.cuda.is_available()
@@ -80,12 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return generation.lack_of_room(model, len(ids), config.max_new_tokens)
 
     def answer(number: int, text: str, ids: tuple[int, ...]) -> None:
-        """To standard output, token by token."""
-        _show("" if config.chat or typed else text)
+        """To standard output, token by token, without secrets."""
+        shown = text_stream.MaskedStream(redaction.policy(), tokenizer.decode(ids))
+        _show("" if config.chat or typed else redaction.text(text))
+
+        def take(_: int, piece: str) -> bool:
+            _show(shown.feed(piece))
+            return shown.blocked is None
+
         try:
-            generation.generate(model, tokenizer, [request(number, ids)], on_text=lambda _, piece: _show(piece))
+            generation.generate(model, tokenizer, [request(number, ids)], on_text=take)
         finally:  # Ctrl-C too leaves a whole line
-            _show("\n")
+            _show(f"{shown.finish()}\n")
+        _tell(shown.num_findings, shown.blocked)
 
     # --- one prompt, or those of a terminal ------------------------------------------------------------------------
     if config.prompts is None:
@@ -111,16 +119,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: one prompt at a time, because {why}", file=sys.stderr)
     requests = [request(number, ids) for number, ids in enumerate(encoded)]
     found: dict[int, Any] = {}
-    num_written = 0
+    num_written = num_findings = 0
     with _lines_to(config.output) as out, progress.bar("generate", total=len(given), unit="prompts") as show:
         for batch in _in_order(requests, config.batch_tokens):
             found.update(zip(batch, generation.generate(model, tokenizer, [requests[n] for n in batch]), strict=True))
             while num_written in found:
-                line = _line(given[num_written], encoded[num_written], found.pop(num_written))
-                out.write(report.ndjson_line(line))
+                shown = generation.shown(found.pop(num_written), requests[num_written], tokenizer)
+                out.write(report.ndjson_line(_line(given[num_written], encoded[num_written], shown)))
                 num_written += 1
+                num_findings += shown.num_findings
             out.flush()
             show(num_written + len(found), "")
+    _tell(num_findings)
     return 0
 
 
@@ -184,13 +194,22 @@ def _in_order(requests: Sequence[Any], batch_tokens: int) -> Iterator[list[int]]
 def _line(prompt: Any, ids: tuple[int, ...], found: Any) -> dict[str, Any]:
     """The answer to a prompt."""
     return {
-        **prompt.given,
+        **redaction.value(prompt.given),
         "text": found.text,
         "finish_reason": found.finish_reason,
         "num_prompt_tokens": len(ids),
-        "num_output_tokens": len(found.ids),
+        "num_output_tokens": found.num_tokens,
         "num_near_ties": found.num_near_ties,
+        "num_findings": found.num_findings,
     }
+
+
+def _tell(num_findings: int, blocked: str | None = None) -> None:
+    """What was masked, to standard error."""
+    if blocked:
+        print(f"note: the text ends where the rule '{blocked}' forbids more", file=sys.stderr)
+    elif num_findings:
+        print(f"note: {num_findings} secret{'s' * (num_findings > 1)} masked in what the model wrote", file=sys.stderr)
 
 
 def _require_output(config: GenerateConfig, given: Sequence[Any], *, typed: bool) -> None:
@@ -226,9 +245,7 @@ def _lines_to(output: str | None) -> contextlib.AbstractContextManager[IO[str]]:
 
 def _show(text: str) -> None:
     """To standard output at once; what would command a terminal is shown as an escape."""
-    if sys.stdout.isatty():
-        text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match.group()):02x}", text)
-    print(text, end="", flush=True)
+    print(escaped(text, kept="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, offline
+from codex_accel import cli, events, offline
 from codex_accel.errors import UserError
 from codex_accel.schema import TableConfig
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline.enforce(allow_network=config.allow_network)
     root = Path(config.root)
     try:
-        lines = [json.loads(line) for line in (root / "train" / "metrics.ndjson").read_text().splitlines()]
+        lines = [json.loads(line.text) for line in events.read(root / "train" / "metrics.ndjson")]
         test = json.loads((root / "test" / "report.json").read_text())["metrics"]
         functions = json.loads((root / "test_functions" / "report.json").read_text())["metrics"]
     except FileNotFoundError as error:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codex_accel import cli, manifest, offline, run_folder
+from codex_accel import cli, events, manifest, offline, run_folder
 from codex_accel.errors import UserError
 from codex_accel.schema import ReplayConfig
 
@@ -99,10 +99,9 @@ def _launcher(facts: dict[str, Any]) -> list[str]:
 def _losses(run_dir: Path, first: int, last: int) -> dict[int, float]:
     """Training loss of each logged step after `first` and up to `last`."""
     try:
-        *whole, _ = (run_dir / run_folder.METRICS).read_bytes().split(b"\n")  # the rest may be half a line
+        lines = [json.loads(line.text) for line in events.read(run_dir / run_folder.METRICS)]
     except FileNotFoundError:
         return {}
-    lines = [json.loads(line) for line in whole]
     return {line["step"]: line["loss"] for line in lines if line["split"] == "train" and first < line["step"] <= last}
 
 

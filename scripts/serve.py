@@ -33,17 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         what = "not installed. Run `pip install -r requirements-serve.txt`."
         raise UserError(f"serving needs {' and '.join(PACKAGES)}: {' and '.join(missing)}: {what}")
-    from codex_accel import connections, policy, safety, server
+    from codex_accel import connections, redaction, server
 
     token = connections.token()
-    reason = safety.bypass_reason(config.safety.bypass_reason)
-    rules = policy.load(Path(config.safety.policy)) if config.safety.policy else policy.default_policy()
     sockets = connections.listen(config, token=token)
-    if reason is not None:
-        print(f"note: secrets are not masked in answers: {reason}", file=sys.stderr)
 
     # --- until a signal --------------------------------------------------------------------------------------------
-    server.run(config, sockets, token=token, load=lambda on_news: _load(config, None if reason else rules, on_news))
+    server.run(config, sockets, token=token, load=lambda on_news: _load(config, redaction.policy(), on_news))
     return 0
 
 

@@ -10,7 +10,6 @@ Exit code 0 when done, 75 when told to stop (SIGTERM, SIGINT, SIGUSR1) and saved
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from codex_accel import (
-    callbacks, cli, compiler, files, identity, manifest, offline, optim, plugins, preemption, provenance, run_folder,
-    seeds, starts, tracking,
+    callbacks, cli, compiler, identity, manifest, offline, optim, plugins, preemption, run_folder, seeds, starts,
+    tracking,
 )  # fmt: skip
-from codex_accel import config as configuration
-from codex_accel.events import LineLog, event
+from codex_accel.events import event
 from codex_accel.train_schema import TrainConfig
 
 
@@ -82,8 +80,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
     run.set_kernels(config, accelerator)
     main_process, device, num_processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
     writes = main_process and not config.dry_run
-    metrics = LineLog(run_dir / run_folder.METRICS, enabled=writes)
-    events = LineLog(run_dir / run_folder.EVENTS, enabled=writes)
+    metrics, events = run.open_logs(config, run_dir, enabled=writes)
 
     # === data: blocks to train on, windows to evaluate on ============================================================
     tokenizer_dir = run.tokenizer_folder(dataset_dir, dataset_manifest, verify=config.verify)
@@ -144,9 +141,7 @@ def train(config: TrainConfig, run_dir: Path, listener: preemption.Listener) -> 
         processes.from_main(accelerator, lambda: run.cut_back(config, metrics, events, state))
     if writes:
         (run_dir / preemption.MARKER).unlink(missing_ok=True)
-        files.write_durable(run_dir / "config.yaml", configuration.to_yaml(config).encode())
-        document = {**facts, "parents": parents, "plugins": plugins.used(config), "provenance": provenance.collect()}
-        files.write_durable(run_dir / "run.json", json.dumps(document, indent=2).encode() + b"\n")
+        run.record(config, run_dir, {**facts, "parents": parents, "plugins": plugins.used(config)})
         kind, place = ("resume", str(chosen)) if chosen else ("start", None)
         event(events, kind, f"step {state.step} of {max_steps}", checkpoint=place)
         print(f"{kind:<7} {f'{place}, ' if place else ''}step {state.step}", flush=True)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline.enforce(allow_network=config.allow_network)
 
     # --- inputs, all checked and hashed before any work --------------------------------------------------------------
-    from codex_accel import added_tokens, manifest, progress, records, sources, tokenizer, vocabulary
+    from codex_accel import added_tokens, manifest, progress, records, screening, sources, tokenizer, vocabulary
 
     final = Path(config.output_dir)
     files.require_free(final, overwrite=True)
@@ -63,25 +63,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"output_dir = '{final}': {why} {what}")
     files.require_free(final, overwrite=config.overwrite)
 
-    # --- training: texts stream through, a bad record stops the run --------------------------------------------------
+    # --- training: texts stream through without their secrets, a bad record stops the run ----------------------------
     num_records = [0] * len(inventory)
+    found = []  # secrets of each file
 
     def texts() -> Iterator[str]:
         done = 0
         with progress.bar("reading", total=num_bytes, unit="bytes") as show:
             for number, facts in enumerate(inventory):
                 reader = records.Reader(facts.units[0], max_record_bytes=1 << 30, render=vocabulary.contents)
-                for record in reader:
+                screen = screening.Screen(reader)
+                for record in screen:
                     if isinstance(record, records.BadRecord):
                         raise UserError(f"{record.file}:{record.line}: {record.reason}. Mend it or leave the file out.")
                     num_records[number] += 1
-                    show(done + reader.num_bytes)
+                    show(done + screen.num_bytes)
                     yield "".join(part.text for part in record.parts)
+                found.append(screen.counts())
                 done += facts.size
 
     trained = vocabulary.train(config, texts()) if base is None else None
     if trained is not None and not any(num_records):
         raise UserError(config.problem("sources", "hold no record, only blank lines. Check the files."))
+
+    secrets = screening.facts(found)
 
     # --- the folder --------------------------------------------------------------------------------------------------
     with files.staged_folder(final, overwrite=config.overwrite) as folder:
@@ -115,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "trained_on_bytes": num_bytes,
                 "input_digest": input_digest,
                 "engine": loaded.engine,
-                **(trained.facts if trained is not None else {}),
+                **(trained.facts | {"secrets": secrets} if trained is not None else {}),
                 **vocabulary.given_besides(config),
             },
         )
@@ -124,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts_left = trained.facts.items() if trained is not None else ()
     if left_out := {name: count for name, count in facts_left if "left_out" in name and count}:
         print("not used   " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()))
+    if trained is not None and (secrets["num_findings"] or secrets["bypass_reason"]):
+        print(screening.summary(secrets))
     print(f"manifest   {digest}")
     return 0
 

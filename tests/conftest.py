@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faults
 import hypothesis
 import pytest
 
+from codex_accel import redaction
+from codex_accel.config import Safety
 from codex_accel.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,13 @@ def chain(tiny, fork_server) -> Path:
     job = fork_server.run("evaluate", [f"checkpoint={tiny}/run", f"output_dir={tiny}/report", "batch_size=64"])
     assert job.codes == [0], job.output
     return tiny
+
+
+@pytest.fixture(autouse=True)
+def built_in_policy() -> Iterator[None]:
+    """What a test lets hold for the process ends with it."""
+    yield
+    redaction.enforce(Safety())
 
 
 @pytest.fixture(scope="session")

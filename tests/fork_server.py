@@ -32,6 +32,7 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 from accelerate import Accelerator
 
 from codex_accel import (  # noqa: F401
+    admission,
     checkpoint,
     cli,
     evaluation,
@@ -42,6 +43,8 @@ from codex_accel import (  # noqa: F401
     retention,
     run,
     seeds,
+    server,
+    service,
 )
 
 provenance.collect()

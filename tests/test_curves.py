@@ -67,6 +67,16 @@ def test_a_model_outside_of_a_run_has_no_curves(tmp_path):
     assert curves.of_model(tmp_path / "model") is None
 
 
+def test_lines_are_numbered_through_all_files_of_a_log(tmp_path):
+    folder = run_dir(tmp_path / "run")
+    whole = curves.read(folder)
+    first, *rest = (folder / "metrics.ndjson").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.000001.ndjson").write_bytes(first)
+    (folder / "metrics.ndjson").write_bytes(b"".join(rest))
+    assert curves.read(folder) == whole
+    assert len(whole.lines) > 2
+
+
 def test_the_curves_of_a_real_run_are_its_log(chain):
     lines = [json.loads(line) for line in (chain / "run" / "metrics.ndjson").read_text().splitlines()]
     found = curves.of_model(chain / "run" / "final")

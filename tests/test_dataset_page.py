@@ -60,6 +60,10 @@ def make_report(text: str = "What is 2 + 2?", **parts) -> dict:
         "num_records": 3030,
         "num_bad": 1212,
         "bad_by_reason": {"not JSON": 1200, "field 'a.b' is missing": 11, text: 1},
+        "secrets": {
+            "action": "redact", "policy": text, "sha256": "34" * 32, "bypass_reason": None, "num_records": 5,
+            "num_findings": 1007, "by_type": {"github": 1000, "assignment": 7},
+        },
         "tokenizer": {"path": text, "vocab_size": 16384, "engine": "tiktoken", "content_digest": "ef" * 32},
         "settings": {
             "split": {"ratios": {"train": 0.9, "test.v2": 0.123456789}, "seed": 20240615, "key": None},
@@ -91,6 +95,10 @@ EMPTY = {
     },
     "examples": {"train": []},
     "quarantine": {"num_listed": 0, "first": []},
+    "secrets": {
+        "action": None, "policy": None, "sha256": None, "bypass_reason": "a reason", "num_records": None,
+        "num_findings": None, "by_type": {},
+    },
 }  # fmt: skip
 
 
@@ -269,7 +277,7 @@ def test_tokens_left_out_are_told():
     assert "and 1,500 more tokens" in [e.text for e in page.of_class("note")]
 
 
-@pytest.mark.parametrize("part", ["splits", "duplicates", "quarantine", "examples", "sources"])
+@pytest.mark.parametrize("part", ["splits", "duplicates", "quarantine", "secrets", "examples", "sources"])
 def test_report_without_a_part_is_refused(report, part):
     with pytest.raises(KeyError, match=part):
         dataset_page.render({key: value for key, value in report.items() if key != part})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import metrics_of, train_argv
+from conftest import TIMES, train_argv
 
 from codex_accel import files, manifest, run_folder
 
@@ -438,27 +438,40 @@ def test_disk_without_inodes_says_why_and_the_old_checkpoint_stands(bench, small
 # --- the whole train.py -------------------------------------------------------------------------------------------
 
 
-def small_train(tiny: Path, run_dir: Path) -> list[str]:
+Unbroken = tuple[list[faults.Call], tuple[str, list[dict]]]
+
+
+def small_train(tiny: Path, run_dir: Path, *more: str) -> list[str]:
     """Six steps with dropout, accumulation, evaluation, saves and pruning."""
     overrides = ("training.max_steps=6", "schedule.warmup=2", "checkpoint={every_steps: 2, keep_last: 1}")
-    return train_argv(tiny, run_dir, *overrides, "evaluation.every_steps=3", "evaluation.max_windows=8")
+    return train_argv(tiny, run_dir, *overrides, "evaluation.every_steps=3", "evaluation.max_windows=8", *more)
 
 
 def outcome(run_dir: Path) -> tuple[str, list[dict]]:
-    return files.sha256_file(run_dir / "final" / "model.safetensors"), metrics_of(run_dir)
+    """Digest of the weights, and the lines of all files of the log without the fields that depend on the clock."""
+    log = b"".join(
+        path.read_bytes() for path in [*sorted(run_dir.glob("metrics.*.ndjson")), run_dir / "metrics.ndjson"]
+    )
+    lines = [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in log.splitlines()]
+    return files.sha256_file(run_dir / "final" / "model.safetensors"), lines
 
 
-@pytest.fixture(scope="module")
-def unbroken(tiny, fork_server, tmp_path_factory) -> tuple[list[faults.Call], tuple[str, list[dict]]]:
+def run_unbroken(fork_server, tiny: Path, root: Path, *more: str) -> Unbroken:
     """The file-changing calls of a run that nothing disturbs, and its outcome."""
-    root = tmp_path_factory.mktemp("unbroken") / "root"
     root.mkdir()
-    job = fork_server.run("train", small_train(tiny, root / "run"), fault=fault(root, "count"))
+    job = fork_server.run("train", small_train(tiny, root / "run", *more), fault=fault(root, "count"))
     assert job.codes == [0], job.output
     return calls_of(root), outcome(root / "run")
 
 
-def train_struck(fork_server, tiny: Path, root: Path, unbroken: tuple, mode: str, points: Iterable[int]) -> list[str]:
+@pytest.fixture(scope="module")
+def unbroken(tiny, fork_server, tmp_path_factory) -> Unbroken:
+    return run_unbroken(fork_server, tiny, tmp_path_factory.mktemp("unbroken") / "root")
+
+
+def train_struck(
+    fork_server, tiny: Path, root: Path, unbroken: Unbroken, mode: str, points: Iterable[int], *more: str
+) -> list[str]:
     """Strike train.py at each point, start it again; returns a line for each point that ends in another outcome."""
     _, expected = unbroken
     bad = []
@@ -466,13 +479,14 @@ def train_struck(fork_server, tiny: Path, root: Path, unbroken: tuple, mode: str
     def strike(at: int):
         folder = root / f"train-{mode}-{at}"
         folder.mkdir()
-        return folder, fork_server.start("train", small_train(tiny, folder / "run"), fault=fault(folder, mode, at))
+        argv = small_train(tiny, folder / "run", *more)
+        return folder, fork_server.start("train", argv, fault=fault(folder, mode, at))
 
     def go_on(at: int, struck: tuple) -> None:
         folder, job = struck
         assert job.wait() == [-9], job.output
         hit = calls_of(folder)[-1]
-        job = fork_server.run("train", small_train(tiny, folder / "run"))
+        job = fork_server.run("train", small_train(tiny, folder / "run", *more))
         if job.codes != [0]:
             bad.append(f"{mode} at {hit}: the next start ended with {job.codes}: {job.output[-600:]}")
         elif outcome(folder / "run") != expected:
@@ -490,7 +504,7 @@ def test_train_killed_at_any_call_ends_as_if_it_had_not_been(fork_server, tiny, 
 
 
 def train_refused(
-    fork_server, tiny: Path, root: Path, unbroken: tuple, mode: str, policy: str, points: Iterable[int]
+    fork_server, tiny: Path, root: Path, unbroken: Unbroken, mode: str, policy: str, points: Iterable[int], *more: str
 ) -> list[str]:
     """Let the disk refuse from each point on, or once; returns a line for each point that is not told or not made good.
 
@@ -502,7 +516,7 @@ def train_refused(
     def strike(at: int):
         folder = root / f"train-{mode}-{policy}-{at}"
         folder.mkdir()
-        argv = [*small_train(tiny, folder / "run"), f"checkpoint.on_failed_save={policy}"]
+        argv = [*small_train(tiny, folder / "run", *more), f"checkpoint.on_failed_save={policy}"]
         return folder, argv, fork_server.start("train", argv, fault=fault(folder, mode, at))
 
     def go_on(at: int, struck: tuple) -> None:
@@ -519,7 +533,7 @@ def train_refused(
     return bad
 
 
-def in_the_loop(unbroken: tuple) -> int:
+def in_the_loop(unbroken: Unbroken) -> int:
     """The first call after the start-up: the first line of metrics."""
     return next(n for n, call in enumerate(unbroken[0], 1) if call.name == "write" and "metrics" in call.path)
 
@@ -543,6 +557,55 @@ def test_train_refused_at_every_so_many_calls_ends_as_if_not(fork_server, tiny, 
     points = range(1, len(unbroken[0]) + 1, 7)
     bad = train_refused(fork_server, tiny, tmp_path, unbroken, mode, policy, points)
     tell(f"{mode} in train.py, every 7 calls, on_failed_save={policy}", bad, len(points))
+
+
+ROTATING = "log.max_bytes=1024"  # of some 2 kB of metrics
+
+
+@pytest.fixture(scope="module")
+def rotated(tiny, fork_server, tmp_path_factory) -> Unbroken:
+    """As `unbroken`, with numbered logs; their lines are the same."""
+    return run_unbroken(fork_server, tiny, tmp_path_factory.mktemp("rotated") / "root", ROTATING)
+
+
+def around_the_new_file(rotated: Unbroken) -> list[int]:
+    """The calls that begin a second file of metrics, and some up to the save after it: a start cuts back to the first.
+
+    fsync, rename, fsync of the folder, open, write; then the save, whose checkpoint counts both files.
+    """
+    [at] = [call.number for call in rotated[0] if call.name == "rename" and "metrics.0" in call.path]
+    save = next(call.number for call in rotated[0][at:] if call.name == "rename" and "/step-" in call.path)
+    return [*range(at - 1, at + 4), (at + save) // 2, save, save + 2]
+
+
+@needs_shim
+def test_a_log_of_several_files_holds_the_same_lines(unbroken, rotated):
+    assert rotated[1] == unbroken[1]
+    assert "run/metrics.000001.ndjson" in {call.path for call in rotated[0] if call.name == "rename"}
+
+
+@needs_shim
+@pytest.mark.parametrize("mode", ["kill", "power_names"])
+def test_train_struck_while_a_log_gets_its_number_ends_as_if_not(fork_server, tiny, tmp_path, rotated, mode):
+    points = around_the_new_file(rotated)[mode == "kill" :: 2]
+    bad = train_struck(fork_server, tiny, tmp_path, rotated, mode, points, ROTATING)
+    tell(f"{mode} of train.py with numbered logs", bad, len(points))
+
+
+@needs_shim
+def test_train_that_is_refused_the_new_file_of_a_log_ends_as_if_not(fork_server, tiny, tmp_path, rotated):
+    points = around_the_new_file(rotated)[1:4:2]
+    bad = train_refused(fork_server, tiny, tmp_path, rotated, "EIO", "stop", points, ROTATING)
+    tell("EIO in train.py with numbered logs", bad, len(points))
+
+
+@pytest.mark.slow
+@needs_shim
+@pytest.mark.parametrize(("mode", "stride"), [("kill", 3), ("torn", 13), ("power", 7), ("power_names", 7)])
+def test_train_with_numbered_logs_struck_at_every_so_many_calls(fork_server, tiny, tmp_path, rotated, mode, stride):
+    points = range(1, len(rotated[0]) + 1, stride)
+    bad = train_struck(fork_server, tiny, tmp_path, rotated, mode, points, ROTATING)
+    tell(f"{mode} of train.py with numbered logs, every {stride} of {len(rotated[0])} calls", bad, len(points))
 
 
 @needs_shim

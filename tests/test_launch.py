@@ -40,10 +40,22 @@ def free_port() -> int:
 
 
 def started(command: list[object], log: Path, **variables: str) -> subprocess.Popen:
-    """A true process of a true launcher; it must be waited for."""
+    """A true process of a true launcher; it must be waited for.
+
+    What we print goes to `log`; errors, and what torch and its launchers have to say, to `errors_of(log)`.
+    """
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | variables
-    with open(log, "wb") as output:
-        return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=output, stderr=output)
+    with open(log, "wb") as output, open(errors_of(log), "wb") as errors:
+        return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=output, stderr=errors)
+
+
+def errors_of(log: Path) -> Path:
+    return log.with_name(f"{log.name}-errors")
+
+
+def whole(*logs: Path) -> str:
+    """All that was said, to be shown where a launch failed."""
+    return "\n".join(path.read_text() for log in logs for path in (log, errors_of(log)))
 
 
 def ended(launched: list[subprocess.Popen]) -> list[int]:
@@ -125,7 +137,7 @@ def test_a_true_launch_of_it_is_refused_too(tiny, tmp_path, name):
     [code] = ended([started([*launch, "scripts/train.py", *train_argv(tiny, tmp_path / "run", *SHORT)], log)])
     assert code != 0
     told = "ACCELERATE_USE_FSDP = true: asks for FSDP" if name == "fsdp2" else "DeepSpeed is not installed"
-    assert told in log.read_text()
+    assert told in errors_of(log).read_text()
 
 
 # --- FSDP2, forced on a CPU -----------------------------------------------------------------------------------------
@@ -231,9 +243,9 @@ def test_two_machines_train_as_one_process_does(fork_server, tiny, tmp_path):
     argv = ["scripts/train.py", *train_argv(tiny, tmp_path / "run", *SHORT)]
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
     codes = ended([started([*launch, "--machine_rank", rank, *argv], log) for rank, log in enumerate(logs)])
-    assert codes == [0, 0], [log.read_text() for log in logs]
+    assert codes == [0, 0], whole(*logs)
     same_as_one_process(fork_server, tiny, tmp_path / "run", logs[0].read_text())
-    assert logs[1].read_text() == ""  # only the first process of all speaks
+    assert logs[1].read_text() == ""  # only the first process of all speaks, whatever torch says at the end of another
 
 
 @pytest.mark.slow
@@ -246,8 +258,9 @@ def test_two_machines_of_torchrun_train_as_one_process_does(fork_server, tiny, t
         started(["torchrun", *meeting, "--node_rank", rank, *argv], log, ACCELERATE_USE_CPU="true")
         for rank, log in enumerate(logs)
     ]
-    assert ended(launched) == [0, 0], [log.read_text() for log in logs]
+    assert ended(launched) == [0, 0], whole(*logs)
     same_as_one_process(fork_server, tiny, tmp_path / "run", logs[0].read_text())
+    assert logs[1].read_text() == ""
 
 
 # --- SLURM ----------------------------------------------------------------------------------------------------------
@@ -304,5 +317,5 @@ def test_the_slurm_script_trains_as_one_process_does(fork_server, tiny, tmp_path
     environment = SLURM | {"PATH": path, "GPUS_PER_NODE": "1", "MAIN_PORT": str(free_port())}
     command = ["bash", FOLDER / "slurm.sh", *train_argv(tiny, tmp_path / "run", *SHORT)]
     log = tmp_path / "log"
-    assert ended([started(command, log, **environment)]) == [0], log.read_text()
+    assert ended([started(command, log, **environment)]) == [0], whole(log)
     same_as_one_process(fork_server, tiny, tmp_path / "run", log.read_text())

@@ -19,8 +19,8 @@ TORCH_FREE = (
     "train_schema", "evaluate_schema", "starts", "plugins", "callbacks", "optim", "tracking", "telemetry", "model_card",
     "compiler", "journal", "scoring", "answers", "ngrams", "uncertainty", "metrics", "compression", "evaluate_metric",
     "tasks", "predictions", "curves", "samples", "page", "charts", "report_page", "report", "comparison",
-    "run_comparison", "templates", "safety", "policy", "patterns", "plausibility", "secret_families",
-    "prompts", "text_stream", "serve_schema", "api", "connections", "server",
+    "run_comparison", "visible", "templates", "safety", "policy", "patterns", "plausibility", "secret_families",
+    "prompts", "text_stream", "serve_schema", "api", "connections", "server", "redaction", "screening", "visible",
 )  # fmt: skip
 MAX_TRAIN_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "core", "manager", "helpers", "helper", "common", "misc"}
@@ -147,6 +147,14 @@ def test_train_script_stays_short():
 
 def test_every_file_says_what_it_is_for():
     assert [path for path in [*MODULES, *SCRIPTS] if not (ast.get_docstring(parsed(path)) or "").strip()] == []
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: path.stem)
+def test_a_file_of_the_repository_that_is_named_is_there(path):
+    """In a command of a docstring, or where it sends the reader; a user's own, such as my.yaml, lies elsewhere."""
+    named = re.findall(r"(?<![\w./{-])(?:accelerate_configs|configs|docs|scripts)/[\w./-]*\w", path.read_text("utf-8"))
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+    assert named or path.parent.name != "scripts", "nothing is found, though each script shows its command"
 
 
 def test_every_file_is_on_the_map_in_the_readme():

@@ -68,7 +68,8 @@ def test_messages_have_the_ids_that_they_have_in_a_document(chatty, template, ad
     """What comes after them there is the answer: the first target."""
     loaded = chatty(template)
     variables = {"bos_token": "<s>", "eos_token": "</s>"}
-    render = chat.template(template, set(loaded.special_ids), where="t", variables=variables)
+    assert dict(loaded.template_facts["variables"]) == {**variables, "unk_token": "<unk>"}
+    render = chat.template(template, set(loaded.special_ids), where="t", variables=variables.items())
     parts = render([*MESSAGES, {"role": "assistant", "content": "So."}])
     document, _ = documents.encode(loaded, [Record("f", 1, parts)], add_bos=add_bos, add_eos=False)
     found = prompts.encode_chat(loaded, MESSAGES, add_bos=add_bos)
@@ -87,7 +88,7 @@ def test_messages_have_the_ids_of_transformers(chatty):
     found = prompts.encode_chat(loaded, messages, add_bos=False)
     special = {id_: name for name, id_ in loaded.special_ids.items()}
     assert [special[id_] for id_ in found if id_ in special] == ["<|im_start|>", "<|im_end|>"] * 3 + ["<|im_start|>"]
-    parts = chat.prompt_template(CHATML, ["<|im_start|>", "<|im_end|>"], where="t")(messages)
+    parts = chat.template(CHATML, ["<|im_start|>", "<|im_end|>"], where="t", is_prompt=True)(messages)
     assert "".join(part.text for part in parts) == expected
     assert not any(part.is_target for part in parts)
 

@@ -185,6 +185,14 @@ def test_a_validation_split_may_be_named_train(tmp_path):
     assert scores_of(tmp_path, "loss") == {1: 3.0}
 
 
+def test_scores_are_read_from_all_files_of_a_log(tmp_path):
+    log = LineLog(tmp_path / run_folder.METRICS, max_bytes=1)
+    for step in (1, 2, 3):
+        log.write({"step": step, "split": "validation", "loss": float(step)})
+    assert len(list(tmp_path.iterdir())) == 3
+    assert scores_of(tmp_path, "loss") == {1: 1.0, 2: 2.0, 3: 3.0}
+
+
 def test_half_a_line_is_no_score(tmp_path):
     write_log(tmp_path, [{"step": 1, "split": "validation", "loss": 3.0}])
     with open(tmp_path / run_folder.METRICS, "ab") as stream:

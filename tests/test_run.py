@@ -389,6 +389,19 @@ def test_lost_scores_stop_a_run_that_keeps_the_best(tmp_path, capsys):
     assert [json.loads(line)["kind"] for line in events.path.read_text().splitlines()] == ["lost metrics"]
 
 
+def test_a_missing_file_of_the_log_stops_a_run_that_keeps_the_best(tmp_path):
+    """Though what is left is longer than the place of the checkpoint."""
+    metrics, events = (LineLog(tmp_path / name, max_bytes=12) for name in (run_folder.METRICS, run_folder.EVENTS))
+    for step in range(5):
+        metrics.write({"step": step})
+    state = checkpoint.TrainerState(step=7, metrics_bytes=24)
+    best = config().model_copy(update={"checkpoint": Checkpoint(keep_best=1)})
+    run.cut_back(best, metrics, events, checkpoint.TrainerState(step=7, metrics_bytes=48))
+    (tmp_path / "metrics.000001.ndjson").unlink()
+    with pytest.raises(UserError, match="the scores are lost"):
+        run.cut_back(best, metrics, events, state)
+
+
 def test_failed_save_stops_the_run_or_is_noted(tmp_path, capsys):
     events, error = LineLog(tmp_path / "events.ndjson"), checkpoint.SaveFailed("step-3: was not saved.")
     with pytest.raises(checkpoint.SaveFailed, match="was not saved"):

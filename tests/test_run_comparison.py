@@ -110,6 +110,18 @@ def test_a_record_that_is_none_is_told(tmp_path, text):
         compared(tmp_path / "a", make_run(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("section", ["null", "[loss]", "{best_metric: null}", "{best_metric: lost}"])
+def test_a_section_that_was_edited_to_something_else_is_told(tmp_path, section):
+    a, b = make_run(tmp_path / "a", settings=f"checkpoint: {section}\n"), make_run(tmp_path / "b")
+    with pytest.raises(UserError, match=r"a/config\.yaml: checkpoint = .* names no best_metric of loss, .* Restore it"):
+        compared(a, b)
+
+
+def test_a_run_whose_settings_name_no_metric_is_measured_by_its_loss(tmp_path):
+    found = compared(make_run(tmp_path / "a", settings="checkpoint: {keep_last: 3}\n"), make_run(tmp_path / "b"))
+    assert found["best_metric"] == "loss"
+
+
 def test_a_damaged_final_is_refused(chain, tmp_path):
     shutil.copytree(chain / "run", tmp_path / "run")
     path = tmp_path / "run" / "final" / "model.safetensors"

@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 from secret_grammar import ENCODINGS, FORMATS, SURROUNDINGS, TRAPS, fill, leaked, private_key, secret_of
 
 from codex_accel import policy
-from codex_accel.errors import UserError
 from codex_accel.safety import (
     WINDOW,
     Finding,
     Masked,
     StreamMasker,
-    bypass_reason,
     has_secret_name,
     mask,
     mask_json,
@@ -401,19 +399,6 @@ def test_a_value_below_a_secret_name_is_masked(draw):
 )  # fmt: skip
 def test_names_that_say_secret_are_known(name, is_secret):
     assert has_secret_name(name) is is_secret
-
-
-def test_a_bypass_needs_a_reason():
-    assert bypass_reason(None, environment={}) is None
-    assert bypass_reason(None, environment={"DISABLE_SECRET_FILTER": "0"}) is None
-    assert bypass_reason(" looking at a false alarm ", environment={}) == "looking at a false alarm"
-    assert bypass_reason("test", environment={"DISABLE_SECRET_FILTER": "1"}) == "test"
-    with pytest.raises(UserError, match=r"DISABLE_SECRET_FILTER=1: .* Give safety\.bypass_reason="):
-        bypass_reason(None, environment={"DISABLE_SECRET_FILTER": "1"})
-    with pytest.raises(UserError, match=r"safety\.bypass_reason: is empty"):
-        bypass_reason(" ", environment={})
-    with pytest.raises(UserError, match=r"'yes': is neither 0 nor 1"):
-        bypass_reason("test", environment={"DISABLE_SECRET_FILTER": "yes"})
 
 
 def test_the_grammar_shares_nothing_with_the_table():

@@ -1,13 +1,16 @@
 """What the lines of samples.ndjson tell together."""
 
+import tracemalloc
+from collections.abc import Iterator
 from itertools import pairwise
 
+import evaluations
 import pytest
 from evaluations import choice_line, loss_line, text_line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_accel import samples
+from codex_accel import report_page, samples
 from codex_accel.samples import MOST_SHOWN, Overview
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -102,6 +105,41 @@ def test_tasks_are_apart():
     assert found.of("a")["ends"]["lowest"] == [1]
     assert found.of("b")["ends"]["highest"] == [4]
     assert found.of("c")["num_samples"] == 0
+
+
+def test_of_long_texts_no_more_is_held_than_a_page_shows():
+    """300 lines of 180 kB, of which a page can show up to 8 kB each."""
+
+    def lines() -> Iterator[dict]:
+        for n in range(300):
+            yield text_line(n, "o" * 60_000, ["r" * 60_000], prompt="p" * 60_000, scores={"f1": n})
+
+    tracemalloc.start()
+    try:
+        overview(lines())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_page_of_what_is_held_is_that_of_the_whole_lines():
+    long = ["x" * length for length in (1999, 2000, 2001, 2002, 5000)]
+    lines = [text_line(n, text, [text] * (19 + n), prompt=text) for n, text in enumerate(long)]
+    choices = [choice_line(n, [-1.0, -2.0], 0, choices=[text, "y"], prompt=text) for n, text in enumerate(long)]
+    many = [choice_line(9, [-float(n) for n in range(30, 0, -1)], 28)]
+    document, lines = evaluations.of_tasks(
+        {
+            "text": ("generate", lines, {"exact_match": {}}),
+            "choice": ("choice", choices + many, {"acc": {}}),
+        }
+    )
+    found = overview(lines)
+    document["overview"] = {task: found.of(task) for task in ("text", "choice")}
+    shown = report_page.render(document, lines=found.shown())
+    assert shown == report_page.render(document, lines={n: lines[n - 1] for n in found.shown()})
+    assert shown.count("and more, left out here") > 10
+    assert len(found.shown()) == len(lines)
 
 
 # ------------------------------------------------------------------------------------------------------ losses, skipped

@@ -62,6 +62,31 @@ def test_rows_of_a_batch_have_settings_of_their_own():
     assert tokens == alone
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_token_is_the_same_whatever_the_other_rows_do(dtype):
+    """Rows of bfloat16 have ties; rows that are all greedy go another way on a CPU."""
+    logits = torch.cat([logits_of(seed, rows=40, dtype=dtype) for seed in range(5)])
+    greedy = [Settings()] * len(logits)
+    tokens, near = sampling.choose(logits, greedy, [0.0] * len(logits))
+    mixed = sampling.choose(torch.cat([logits, logits[:1]]), [*greedy, Settings(1.0)], [0.0] * (len(logits) + 1))
+    assert (tokens, near) == (mixed[0][:-1], mixed[1][:-1])
+    assert tokens == logits.argmax(-1).tolist()
+    assert any(near) == (dtype == torch.bfloat16)
+
+
+def test_logits_that_are_no_numbers_are_an_error_beside_drawn_rows_too():
+    logits = logits_of(1, rows=2)
+    logits[0, 7] = torch.nan
+    with pytest.raises(UserError, match="logits that are not finite"):
+        sampling.choose(logits, [Settings(), Settings(1.0)], [0.0, 0.5])
+
+
+@pytest.mark.parametrize("settings", [[Settings()] * 2, [Settings()] * 2 + [Settings(1.0)]])
+def test_small_logits_are_near_each_other_below_a_limit_of_its_own(settings):
+    logits = torch.tensor([[0.5, 0.5 - 9e-5], [0.5, 0.5 - 2e-4], [0.0, 0.0]])[: len(settings)]
+    assert sampling.choose(logits, settings, [0.0] * len(settings))[1][:2] == [True, False]
+
+
 def test_of_equal_logits_the_first_is_taken_and_noticed():
     logits = torch.tensor([[0.0, 7.0, 7.0, 1.0], [0.0, 7.0, 6.9, 1.0], [0.0, 7.0, 7.00005, 1.0]])
     assert sampling.choose(logits, [Settings()] * 3, [0.0] * 3) == ([1, 1, 2], [True, False, True])

@@ -174,14 +174,15 @@ def test_a_closed_service_takes_nothing_and_ends_what_it_has(start, loaded):
 
 
 def test_a_text_that_takes_too_long_ends_where_it_is(start, loaded, model):
-    [whole] = generation.generate(model, loaded, [asked(loaded, "Once", 450)])
-    service = start(max_running=1, max_time_s=0.3)
-    running, waiting = (service.submit([asked(loaded, "Once", 450)], streams=False) for _ in range(2))
-    cut, never = wait(running, waiting)
+    service = start(max_running=1, max_time_s=0.2)
+    job = service.submit([asked(loaded, "Once", 450)] * 2, streams=False)  # their time ends at the same instant
+    until(lambda: job.is_over)
+    cut, never = (row.outcome for row in job.rows)
     assert (cut.finish_reason, never.finish_reason) == ("time", "time")
-    assert 0 < cut.num_output_tokens < len(whole.ids)
+    assert 0 < cut.num_output_tokens < 450
+    [whole] = generation.generate(model, loaded, [asked(loaded, "Once", cut.num_output_tokens)])
     assert whole.text.startswith(cut.text)
-    assert never.num_output_tokens <= 1  # its time ends some microseconds after the other's, whose place it may get
+    assert never.num_output_tokens == 0
 
 
 def test_cancelling_frees_the_place(start, loaded):
@@ -210,21 +211,22 @@ def poisoned():
     return made
 
 
-def test_an_error_of_one_request_ends_no_other(start, poisoned, loaded):
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_error_of_one_request_ends_no_other(start, poisoned, loaded, streams):
     """All of them share a batch when it fails; what a stream has sent before is not sent again."""
     good = [Request((7, 8, 9), 30), Request((30, 31), 40), Request((40,), 35)]
     alone = generation.generate(poisoned, loaded, good)
-    service = start(of=poisoned)
-    jobs = [service.submit([request], streams=True) for request in good]
-    until(lambda: all(len(job.rows[0].pieces) > 3 for job in jobs))
+    service = start(of=poisoned, rules=policy.default_policy())
+    jobs = [service.submit([request], streams=streams) for request in good]
+    until(lambda: all(job.rows[0].num_tokens > 6 for job in jobs))
     bad = service.submit([Request((9, 5, 6), 10)], streams=False)
     until(lambda: bad.is_over and all(job.is_over for job in jobs))
     assert isinstance(bad.error, UserError)
     assert "logits that are not finite" in str(bad.error)
     for job, expected in zip(jobs, alone, strict=True):
         assert job.error is None
-        assert job.rows[0].outcome.ids == expected.ids
-        assert "".join(job.rows[0].pieces) == expected.text
+        assert (job.rows[0].outcome.ids, job.rows[0].outcome.text) == (expected.ids, expected.text)
+        assert "".join(job.rows[0].pieces) == (expected.text if streams else "")
     assert wait(service.submit(good[:1], streams=False))[0].ids == alone[0].ids
 
 
@@ -255,10 +257,30 @@ def test_what_the_policy_masks_does_not_leave_as_token_ids(start, loaded, rules)
     assert (masked.num_findings, masked.ids, masked.num_output_tokens) == (1, None, 24)
 
 
-def test_a_rule_that_blocks_ends_the_text(start, loaded, rules):
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_the_prompt_makes_a_secret_is_masked_too(start, loaded, rules, streams):
+    """The phrase of the rule begins in the prompt; what the prompt holds of it is neither repeated nor counted."""
+    job = start(rules=rules("redact", "Once upon a time")).submit([asked(loaded, "Once")], streams=streams)
+    [outcome] = wait(job)
+    assert outcome.text.startswith("[SECRET], there was")
+    assert (outcome.num_findings, outcome.ids) == (1, None)
+    assert "".join(job.rows[0].pieces) == (outcome.text if streams else "")
+
+
+def test_a_stream_is_masked_as_the_whole_text_is(start, loaded, rules):
+    service = start(rules=rules("redact", "time", "there was a little"))
+    jobs = [service.submit([asked(loaded, "Once", 60)], streams=streams) for streams in (True, False)]
+    streamed, whole = wait(*jobs)
+    assert streamed == whole
+    assert "".join(jobs[0].rows[0].pieces) == whole.text
+    assert (whole.num_findings, whole.text[:40]) == (2, " upon a [SECRET], [SECRET] girl named Li")
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_rule_that_blocks_ends_the_text(start, loaded, rules, streams):
     service = start(rules=rules("block", "time"))
-    job = service.submit([asked(loaded, "Once", 300)], streams=True)
+    job = service.submit([asked(loaded, "Once", 300)], streams=streams)
     [outcome] = wait(job)
     assert (outcome.text, outcome.finish_reason, outcome.ids) == (" upon a ", "content_filter", None)
     assert outcome.num_output_tokens < 30
-    assert "".join(job.rows[0].pieces) == outcome.text
+    assert "".join(job.rows[0].pieces) == (outcome.text if streams else "")

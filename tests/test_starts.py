@@ -1,6 +1,7 @@
 """A run starts from random weights, a folder, an alias or another run, and what is recorded is what was used."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script, metrics_of, run_script, train_argv
 from safetensors.torch import load_file, save_file
+from secret_grammar import secret_of
 
 from codex_accel import added_tokens, config, files, manifest, run, run_folder, starts, tokenizer
 from codex_accel import model as models
@@ -68,7 +70,7 @@ def test_a_default_that_is_given_wins_too_from_a_file(aliases, tmp_path):
 
 def test_the_resolved_configuration_is_itself_one(aliases, tmp_path):
     resolved = starts.resolve(aliases("mine: {path: ~/here}\n"))
-    (tmp_path / "saved.yaml").write_text(config.to_yaml(resolved))
+    (tmp_path / "saved.yaml").write_text(config.to_yaml(resolved.model_dump(mode="json")))
     again = config.load(TrainConfig, path=tmp_path / "saved.yaml")
     assert again.model_dump() == resolved.model_dump() == starts.resolve(again).model_dump()
     assert again.model.path == str(Path.home() / "here")
@@ -232,6 +234,17 @@ def test_fp16_does_not_go_with_weights_of_bfloat16(monkeypatch, by_launcher):
 def test_other_precisions_go_together(precision, dtype):
     settings = given("model.config={model_type: gpt2}", f"model.dtype={dtype}", f"training.mixed_precision={precision}")
     assert starts.resolve(settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("key", "others"), [("model.config", "model_type: gpt2"), ("peft", "target_modules: [c_attn]")]
+)
+def test_a_secret_that_a_library_would_write_is_refused(key, others):
+    _, secret = secret_of("github personal", random.Random(0))
+    started = "model.path=here" if key == "peft" else "seed=1"
+    told = problems(starts.resolve, given(started, f"{key}={{{others}, revision: {secret}}}"))
+    assert told.startswith(f"command line: {key}: holds a secret")
+    assert secret not in told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

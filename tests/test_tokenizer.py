@@ -411,7 +411,7 @@ def test_folder_without_a_tokenizer_is_told(tmp_path):
         ("tokenizer_config.json", b'{"eos_token": {}}', "eos_token = {} is no text"),
         ("tokenizer_config.json", b'{"eos_token": 2}', "eos_token = 2 is no text"),
         ("tokenizer_config.json", b'{"chat_template": [1]}', "chat_template is neither a text nor"),
-        ("chat_template.jinja", b"\xff", "is not UTF-8"),
+        ("chat_template.jinja", b"\xff", "cannot be read as UTF-8 text"),
     ],
 )
 def test_damaged_file_is_told_by_its_name(tmp_path, every, name, data, reason):

@@ -238,12 +238,12 @@ def test_what_would_command_a_terminal_is_shown_instead(stories, monkeypatch):
     master, terminal = pty.openpty()
     with open(terminal, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        assert run_script("generate", f"checkpoint={stories}", "max_new_tokens=3", "prompt=a\x1b[2J\tb") == 0
+        assert run_script("generate", f"checkpoint={stories}", "max_new_tokens=3", "prompt=a\x1b[2J\tb\u202e") == 0
         monkeypatch.undo()
         seen = os.read(master, 4096)
     os.close(master)
     assert b"\x1b" not in seen
-    assert b"a\\x1b[2J\tb" in seen
+    assert b"a\\x1b[2J\tb\\u202e" in seen
 
 
 def test_text_is_shown_as_it_comes_and_an_interrupt_ends_the_line(fork_server, stories):

@@ -606,6 +606,14 @@ def test_messages_without_any_template_are_told(tiny, tmp_path):
         prepare(tiny, tmp_path / "d", [{"path": f"{tmp_path}/a.jsonl", "messages": "messages"}])
 
 
+def test_a_template_that_is_not_text_is_told(tiny, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n')
+    (tmp_path / "chat.jinja").write_bytes(b"{{ 'caf\xe9' }}")
+    source = {"path": f"{tmp_path}/a.jsonl", "messages": "messages", "chat_template": f"{tmp_path}/chat.jinja"}
+    with pytest.raises(UserError, match=r"chat\.jinja: cannot be read as UTF-8 text .*Give a file"):
+        prepare(tiny, tmp_path / "d", [source])
+
+
 def test_document_without_a_target_token_is_an_error_unless_allowed(tiny, tmp_path):
     """One character without BOS and EOS: its only token is the first, which nothing predicts."""
     source = write_jsonl(tmp_path / "a.jsonl", ["two words", "b"])

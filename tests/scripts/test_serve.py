@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -15,7 +16,9 @@ import pytest
 from conftest import run_script
 from served import ASK, Served, everything, everything_until, kill_all, parsed, stream_head
 
+from codex_accel import events, server
 from codex_accel.errors import UserError
+from codex_accel.serve_schema import ServeConfig
 
 TOKEN = "correct-horse-battery-staple-0123"
 
@@ -81,6 +84,8 @@ def test_a_port_in_use_is_told(stories):
         (["safety.policy=nowhere.yaml"], "nowhere.yaml"),
         (["safety.bypass_reason="], "safety.bypass_reason: is empty"),
         (["log_prompts=true"], "log_prompts needs request_log"),
+        (["request_log_max_bytes=2000"], "request_log_max_bytes needs request_log"),
+        (["request_log=/dev/null/log"], "request_log: '/dev/null/log' cannot be written to ("),
         (["limits.max_new_tokens=5"], "sampling.max_new_tokens = 128"),
         (["limits.max_waiting=3"], "max_texts = 16 never fit into max_waiting = 3"),
         (["chat_template=nowhere.jinja"], "nowhere.jinja: cannot be read"),
@@ -238,9 +243,45 @@ def test_a_policy_masks_answers_and_a_bypass_is_told(fork_server, stories, tmp_p
     reply = made.infer("Once", 20)
     assert reply["text"].startswith(" upon a [SECRET],")
     assert (reply["num_findings"], reply["tokens"]) == (1, None)
+    digest = hashlib.sha256((tmp_path / "policy.yaml").read_bytes()).hexdigest()
+    assert made.ask("/ready")[1]["masking"] == {"policy": "t", "sha256": digest, "bypass_reason": None}
     made.stop()
     reason = "safety.bypass_reason=a test of it"
-    made = Served(fork_server, stories, f"safety.policy={tmp_path}/policy.yaml", reason)
+    log = tmp_path / "requests.ndjson"
+    made = Served(fork_server, stories, f"safety.policy={tmp_path}/policy.yaml", reason, f"request_log={log}")
     assert made.infer("Once", 20)["text"].startswith(" upon a time,")
+    nothing = {"policy": None, "sha256": None, "bypass_reason": "a test of it"}
+    assert made.ask("/ready")[1]["masking"] == nothing
     made.stop()
-    assert "secrets are not masked in answers: a test of it" in made.job.output
+    assert "secrets are not masked: a test of it" in made.job.output
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["bypass", "request"]
+    assert lines[0]["message"] == "secrets are not masked: a test of it"
+
+
+def test_what_a_full_disk_does_not_take_of_the_log_is_bounded_and_counted(tmp_path):
+    """40 lines of 100 kB and no room: a mebibyte of them waits, the oldest are dropped, and a line says how many."""
+    path = tmp_path / "requests.ndjson"
+    log = server._request_log(ServeConfig(checkpoint="x", request_log=str(path)))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    try:
+        for number in range(40):
+            events.event(log, "request", "x" * 100_000, number=number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert path.read_text() == ""
+    events.event(log, "request", "answered", number=40)
+    dropped, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["number"] for line in lines] == list(range(30, 41))
+    assert (dropped["kind"], dropped["num_lines"]) == ("dropped", 30)
+
+
+def test_a_log_with_a_limit_goes_on_in_another_file(fork_server, stories, tmp_path):
+    log = tmp_path / "requests.ndjson"
+    made = Served(fork_server, stories, f"request_log={log}", "request_log_max_bytes=1024")
+    for _ in range(5):
+        made.infer("Once", 1)
+    made.stop()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["requests.000001.ndjson", "requests.ndjson"]
+    assert [json.loads(line.text)["route"] for line in events.read(log)] == ["/infer"] * 5
