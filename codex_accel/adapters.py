@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from codex_accel import seeds
+from codex_accel import redaction, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.train_schema import TrainConfig
@@ -126,14 +126,14 @@ def lora_config(values: dict[str, Any], tell: Tell) -> Any:
 
 
 def _refused(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = redaction.words(error)
     if "`ensure_weight_tying` is not set" in text:
         what = "embeddings and head share one weight here, which an adapter at one of them would part."
         return f"{what} Set ensure_weight_tying: true, or leave them out."
     if "trainable_token_indices cannot be applied" in text:
         what = "embeddings or head cannot have a LoRA and train some rows, as those of new tokens do."
         return f"{what} Take them out of target_modules, or put them into modules_to_save to train whole."
-    return f"is refused by peft: {text[:300].rstrip('.')}. Mend the peft section."
+    return f"is refused by peft: {text.rstrip('.')}. Mend the peft section."
 
 
 def _require_matches(model: PreTrainedModel, settings: Any, tell: Tell) -> None:

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from codex_accel import generation, prompts, seeds
 from codex_accel.api import Asked, Prompt, Refused
 from codex_accel.errors import UserError
+from codex_accel.policy import Policy
 from codex_accel.serve_schema import ServeConfig
+from codex_accel.text_stream import MaskedStream
 from codex_accel.tokenizer import Tokenizer
+
+TAIL = 4096  # characters at the end of a prompt that may make a secret of what follows: a private key has fewer
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Admitted:
     requests: tuple[generation.Request, ...]
     num_prompt_tokens: int  # each prompt counted once
     seed: int
+    tails: tuple[str, ...]  # of each text, the end of its prompt
+    openings: tuple[MaskedStream, ...]  # of each text, what masks it as what follows its prompt
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Admission:
     tokenizer: Tokenizer
     num_embeddings: int
     num_positions: int | None
+    policy: Policy | None = None  # of masking
 
     def admit(self, asked: Asked, *, number: int) -> Admitted:
         """The requests of `asked`, which is the `number`th of this server, for a seed if it names none.
@@ -43,10 +50,15 @@ class Admission:
         seed = seeds.derive(defaults.seed, "request", number) if asked.seed is None else asked.seed
         temperature = defaults.temperature if asked.temperature is None else asked.temperature
         requests: list[generation.Request] = []
+        tails: list[str] = []
+        openings: list[MaskedStream] = []
         num_prompt_tokens = 0
         for prompt in asked.prompts:
             ids = self._encode(prompt)
             num_prompt_tokens += len(ids)
+            tail = self.tokenizer.decode(ids[-TAIL:])[-TAIL:]
+            tails += [tail] * asked.num_each
+            openings += [MaskedStream(self.policy, tail)] * asked.num_each
             max_new_tokens = self._room(len(ids), asked.max_new_tokens)
             requests += (
                 generation.Request(
@@ -61,7 +73,7 @@ class Admission:
                 )
                 for index in range(len(requests), len(requests) + asked.num_each)
             )
-        return Admitted(tuple(requests), num_prompt_tokens, seed)
+        return Admitted(tuple(requests), num_prompt_tokens, seed, tuple(tails), tuple(openings))
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         add_bos = self.config.add_bos

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from codex_accel import adapters, manifest, tokenizer
+from codex_accel import adapters, manifest, redaction, tokenizer
 from codex_accel.errors import UserError
 
 DIGESTS = ("kind", "manifest_digest", "content_digest")  # of a parent, in a manifest
@@ -94,6 +94,6 @@ def read_config(folder: Path, *, key: str) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:
-        what = f"is no configuration of an adapter ({' '.join(str(error).split())[:200]}). Copy the folder again."
+        what = f"is no configuration of an adapter ({redaction.words(error, 200)}). Copy the folder again."
         raise UserError(f"{key} = '{folder / adapters.CONFIG}': {what}") from error
     return values

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from codex_accel import events, plugins, seeds
+from codex_accel import events, plugins, redaction, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.evaluate_schema import GenerateConfig
@@ -118,8 +118,10 @@ def _ask(name: str, function: Callback, moment: Moment) -> str:
         if moment.name not in DECIDING and (reason or memory != kept):
             raise ValueError("a checkpoint has been written, so it cannot end the run or remember any more")
         if not _is_json(memory):
-            raise TypeError(f"it remembers what is not plain JSON: {repr(memory)[:200]}")
-    return f"{name}: {reason}" if reason else ""
+            raise TypeError(f"it remembers what is not plain JSON: {redaction.words(repr(memory), 200)}")
+        if redaction.value(memory) != memory:
+            raise ValueError("it remembers a secret, and a checkpoint would hold it as it stands")
+    return redaction.text(f"{name}: {reason}") if reason else ""
 
 
 def _is_json(memory: dict[str, Any]) -> bool:

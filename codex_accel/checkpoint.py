@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from codex_accel import adapters, events, files, manifest, run_folder, tokenizer
+from codex_accel import adapters, events, files, manifest, redaction, run_folder, tokenizer
 from codex_accel.errors import UserError
 from codex_accel.events import LineLog
 from codex_accel.train_schema import TrainConfig
@@ -259,7 +259,7 @@ def _together(
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())[:200]
+    return redaction.words(error, 200)
 
 
 def _not_saved(final: Path, needed: int, reasons: list[str]) -> str:

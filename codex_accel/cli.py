@@ -102,7 +102,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     code = 0
     try:
         code = main() or 0
-        sys.stdout.flush()
+        _flush()
     except UserError as error:
         prefix = "" if is_main_process() else f"[process {os.environ['RANK']}] "
         for problem in error.problems:
@@ -132,8 +132,13 @@ def _stop(show: Callable[[], None], *, ours: bool = True) -> NoReturn:
     if is_main_process():
         with contextlib.redirect_stdout(redaction.unfiltered(sys.stdout) if ours else sys.stdout):
             show()
-        sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
+        _flush()  # a reader that has gone shows here, not when the interpreter ends
     sys.exit(0)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None: closed by whoever started the process
+        sys.stdout.flush()
 
 
 def _is_bool(model: type[Section], key: str) -> bool:

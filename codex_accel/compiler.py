@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codex_accel import cli
+from codex_accel import cli, redaction
 from codex_accel import config as configuration
 from codex_accel.errors import UserError
 from codex_accel.train_schema import TrainConfig
@@ -143,7 +143,7 @@ def in_place_of_forward(model: "torch.nn.Module", forward: Callable[..., Any], c
 
 def refused(config: TrainConfig, error: Exception) -> UserError:
     """The line for an error of torch.compile."""
-    reason = " ".join(str(error).split())[:200]
+    reason = redaction.words(error, 200)
     what = f"true, but torch cannot compile this model ({type(error).__name__}: {reason}). Say training.compile=false."
     return UserError(config.problem("training.compile", what))
 

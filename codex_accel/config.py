@@ -190,6 +190,12 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def shown_value(value: Any) -> str:
+    """A value as problems show it: whole, or its length, since a piece of a secret would not be known as one."""
+    written = repr(value)
+    return written if len(written) <= 200 else f"({len(written):,} characters)"
+
+
 def _explain(error: Any, model: type[Section], origins: dict[KeyPath, str]) -> str:
     """One pydantic error as one line in our words."""
     path: KeyPath = tuple(error["loc"])
@@ -215,7 +221,7 @@ def _explain(error: Any, model: type[Section], origins: dict[KeyPath, str]) -> s
         field = section.model_fields.get(str(path[-1])) if section else None
         meaning = f" ({field.description})" if field and field.description else ""
         return f"{where}: required and not given{meaning}. Add it to the file or give {dotted(path)}=..."
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    shown = shown_value(value)
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) or [error["ctx"]["expected"]]
         hint = did_you_mean(value, choices) if isinstance(value, str) else f"Choose from: {', '.join(choices)}."

@@ -6,11 +6,11 @@ is answered in JSON too.
 """
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import os
 import socket
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,12 @@ from codex_accel.serve_schema import ServeConfig
 TOKEN = "CODEX_ACCEL_TOKEN"
 MIN_TOKEN_LENGTH = 16
 MAX_HEADER_BYTES = 16_384
+MAX_READ_BYTES = 16_384  # that one turn of the loop takes from a connection: a chunk of one byte costs 6 of them
+MAX_CHUNKS = 16_384  # of one body
 BACKLOG = 512
 LINGER_S = 1.0  # for a client that still sends what is not read any more to find the answer
+
+_FILES: dict[Path, tuple[int, int, int]] = {}  # the socket files of this process, by which each is known again
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -121,6 +125,7 @@ def _listen_on_file(path: Path, config: ServeConfig) -> socket.socket:
             made.bind(str(path))
         finally:
             os.umask(mask)
+        _FILES[path] = _mark(path)
         made.listen(BACKLOG)
     except OSError as error:
         made.close()
@@ -138,12 +143,19 @@ def _is_answered(path: Path) -> bool:
         return True
 
 
+def _mark(path: Path) -> tuple[int, int, int]:
+    """What no other file at this path has; the time is there because an inode may be given out again."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
 def remove_file(config: ServeConfig) -> None:
-    """Take the socket file away, if it is one."""
+    """Take the socket file away if it is the one that `listen` has made, and not that of a later server."""
     if config.unix_socket is not None:
         path = Path(config.unix_socket)
-        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if _FILES.get(path) == _mark(path):
+                path.unlink()
 
 
 def address_of(made: socket.socket) -> str:
@@ -157,6 +169,23 @@ def address_of(made: socket.socket) -> str:
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
+class _Connection(h11.Connection):
+    """h11's, to which a body in very many chunks is no HTTP: each costs what thousands of bytes do."""
+
+    num_chunks = 0
+
+    def next_event(self) -> Any:
+        """The next event. Raises: h11.RemoteProtocolError."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.num_chunks = 0
+        elif isinstance(event, h11.Data):
+            self.num_chunks += event.chunk_end  # h11 misses a start whose first byte came later
+            if self.num_chunks > MAX_CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks")
+        return event
+
+
 class Protocol(H11Protocol):
     """uvicorn's, with limits of time on both ways and JSON for what is no HTTP. `limited` sets the limits."""
 
@@ -166,6 +195,7 @@ class Protocol(H11Protocol):
 
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.conn = _Connection(h11.SERVER, MAX_HEADER_BYTES)
         self._arrival: asyncio.TimerHandle | None = None  # of a request that is not all here
         self._departure: asyncio.TimerHandle | None = None  # of bytes that the client has not taken
         self._has_data = self._is_over = False
@@ -173,6 +203,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin, unless there are too many."""
         super().connection_made(transport)
+        transport.max_size = MAX_READ_BYTES  # of asyncio's own loop, whose 256 KiB are seconds of work in tiny chunks
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of every byte that is not taken
         if len(self.connections) > self.max_connections:
             self._refuse(Refused(429, "too_many_connections", "too many open connections.", Retry_After="1"))
@@ -241,7 +272,8 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
-        self._refuse(Refused(400, "bad_http", "this is no HTTP/1.1 request, or one with too long a header."))
+        what = f"this is no HTTP/1.1 request, or one with too long a header or in more than {MAX_CHUNKS} chunks."
+        self._refuse(Refused(400, "bad_http", what))
 
     def _refuse(self, refused: Refused) -> None:
         """Answer without the application, if there was no answer yet, and end the connection."""

@@ -22,6 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from codex_accel import files, redaction
+from codex_accel.errors import UserError
+
+BEGINNING = b'{"'  # of every line, so of what a kill leaves of one too
+BLOCK_BYTES = 1 << 16  # read at once when a log is opened or cut
 
 
 class Line(NamedTuple):
@@ -38,6 +42,8 @@ class LineLog:
     With `max_bytes`, a line that would make the file longer begins a new one; nothing is ever deleted for room, and a
     line that is longer has a file of its own. With `max_waiting_bytes`, the oldest of the lines that wait for a disk
     are dropped when they take more; once the disk takes lines again, one with `"kind": "dropped"` tells how many.
+
+    Raises: UserError if the file ends in what no kill leaves of a line, so is none of ours; it stays as it is.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class LineLog:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+            self._check_end()
             self._trim(path.stat().st_size)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -152,14 +159,35 @@ class LineLog:
             files.fsync_path(self.path.parent)
         return self._trim(rest_bytes)
 
+    def _check_end(self) -> None:
+        """Refuse a file with a last line that has no end and does not begin as ours do, which `_trim` would cut."""
+        with open(self.path, "rb") as stream:
+            stream.seek(_whole_bytes(stream, self.path.stat().st_size))
+            rest = stream.read(BLOCK_BYTES).rstrip(b"\0")  # a power cut may leave zeros
+            if not BEGINNING.startswith(rest[: len(BEGINNING)]):
+                problem = "is no log of this kind: its last line has no end and is no JSON"
+                raise UserError(f"{self.path}: {problem}. Name another file, or end the line.")
+
     def _trim(self, limit_bytes: int) -> bool:
         """Cut the file to the whole lines within its first bytes; whether they are as many bytes."""
         with open(self.path, "rb+") as stream:
-            data = stream.read(limit_bytes)
-            whole = data.rfind(b"\n") + 1
+            whole = _whole_bytes(stream, limit_bytes)
             stream.truncate(whole)
         files.fsync_path(self.path)
         return whole == limit_bytes
+
+
+def _whole_bytes(stream: BinaryIO, limit_bytes: int) -> int:
+    """Bytes of the whole lines within the first bytes of a file; read backwards, so a long log takes no memory."""
+    end = min(limit_bytes, stream.seek(0, os.SEEK_END))
+    while end > 0:
+        start = max(0, end - BLOCK_BYTES)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -227,7 +255,7 @@ def _located(path: Path, offset_bytes: int) -> tuple[Path, int] | None:
         if number != wanted:
             return None
         size = file.stat().st_size if file.exists() else 0
-        if offset_bytes <= size:
+        if 0 <= offset_bytes <= size:
             return file, offset_bytes
         offset_bytes -= size
     return None

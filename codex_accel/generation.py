@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from codex_accel import sampling, text_stream
+from codex_accel import redaction, sampling, text_stream
 from codex_accel.row_cache import RowCache
 from codex_accel.text_stream import TextStream
 from codex_accel.tokenizer import Tokenizer
@@ -376,7 +376,7 @@ def why_alone(model: PreTrainedModel) -> str:
             KeyError,
             NotImplementedError,
         ) as error:
-            told = " ".join(str(error).split())[:200]
+            told = redaction.words(error, 200)
             _ALONE[model] = f"a {model.config.model_type} model cannot do several rows of a batch at once: {told}"
         else:
             near = off <= OFF.get(model.dtype, 0.05)

@@ -89,7 +89,7 @@ def require_same(place: Path, before: dict[str, Any], now: dict[str, Any], *, al
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value)
+    text = "null" if value is None else redaction.text(str(value))
     return text if len(text) <= 64 else f"{text[:61]}..."
 
 

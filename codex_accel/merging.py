@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from codex_accel import adapters, bases
+from codex_accel import adapters, bases, redaction
 from codex_accel.errors import UserError
 
 
@@ -42,7 +42,7 @@ def merge(base: PreTrainedModel, folder: Path, *, key: str) -> PreTrainedModel:
         adapted = adapters.wrap(base, settings, tell, on_warning="ignore")
         adapters.read(adapted, folder)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = redaction.words(error)
         raise UserError(f"{key} = '{folder / adapters.WEIGHTS}': does not fit its base ({reason}).") from error
     before, was_tied = _probe(adapted.eval()), adapted.config.tie_word_embeddings
     _untie(adapted)

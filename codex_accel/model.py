@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from codex_accel import adapters, bases, cli, merging, seeds
+from codex_accel import adapters, bases, cli, merging, redaction, seeds
 from codex_accel.config import did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.tokenizer import Tokenizer, defining_files
@@ -135,7 +135,7 @@ def _transformers_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
 
 
 def _refused(error: Exception) -> str:
-    reason = " ".join(str(error.__cause__ or error).split())
+    reason = redaction.words(error.__cause__ or error, 10_000)
     hint = " Try model.attention=eager." if "scaled_dot_product_attention" in reason else ""
     return f"is refused by transformers: {reason[:200]}.{hint}"
 
@@ -196,7 +196,7 @@ def _load_plain(folder: Path, *, attention: str, key: str, quantization: Any, dt
             ),
         )
     except Exception as error:  # each model class raises its own kinds for a configuration that does not fit together
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {redaction.words(error)}"
         raise UserError(f"{key} = '{folder}': cannot be loaded ({reason}). Mend its configuration.") from error
     model, loading = loaded
     bad = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}

@@ -6,7 +6,7 @@ Rule: a bad cell spoils its row alone, and a batch of rows is all that is held.
 from collections.abc import Iterator
 from typing import Any
 
-from codex_accel import files, reasons, tables
+from codex_accel import files, reasons, redaction, tables
 from codex_accel.errors import UserError
 from codex_accel.lines import Reading, Values
 from codex_accel.sources import Unit
@@ -36,7 +36,7 @@ def rows(unit: Unit, reading: Reading) -> Values:
                 reading.num_bytes = unit.num_bytes * row // table.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         _require_digest(unit)
-        what = f"is no Parquet file that can be read ({' '.join(str(error).split())[:200]})"
+        what = f"is no Parquet file that can be read ({redaction.words(error, 200)})"
         raise UserError(f"{path}:{row + 1}: {what}. Fetch or make it again.") from error
     _require_digest(unit)
     reading.num_bytes = unit.num_bytes

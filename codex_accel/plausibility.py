@@ -18,7 +18,10 @@ PLACEHOLDER = linear(
     "|passwd|passphrase|token|key|env|process|os|self|cls|args|config|settings|request|getpass|user|test)"
     "(?:[^A-Za-z0-9].*)?", ignore_case=True,
 )  # fmt: skip
-EMPTY = linear(r"[xX*.#_-]+|\.\.\.+.*|%[sdr(].{0,10}|\{\{.*|\$\(.*|0x[0-9a-fA-F]{1,8}|\W{1,7}")
+EMPTY = linear(
+    r"[xX*.#_-]+|\.\.\.+.*|%[sdr(].{0,10}|\{\{.*|\$\(.*|0x[0-9a-fA-F]{1,8}|\W{1,7}"
+    r"|!(?:vault|secret|env|Ref|Sub|GetAtt)\b.*|(?:Alt|Cmd|Ctrl|Meta|Shift)\+.*|--[a-z]+(?:-[a-z]+)*(?:=.*)?"
+)  # the last line: tags of YAML, keys to press, options
 TEMPLATE = linear(
     r"[$@%]?\{[A-Za-z_][A-Za-z0-9_.!:\[\]-]*\}?|\$[A-Za-z_][A-Za-z0-9_]*|<[A-Za-z][^>]*>?|\[[A-Za-z_ -]+\]?"
 )

@@ -15,6 +15,7 @@ from typing import Any
 import pydantic
 
 import codex_accel
+from codex_accel import redaction
 from codex_accel.config import StageConfig, did_you_mean
 from codex_accel.errors import UserError
 from codex_accel.preemption import Preempted
@@ -114,7 +115,7 @@ def blaming(group: str, name: str, failed: str, *, config: StageConfig, key: str
         title = next(
             map(_title, entry_points(group=group, name=name)), f"'{name}' of codex-accel {codex_accel.__version__}"
         )
-        words = " ".join(str(error).split())[:300]
+        words = redaction.words(error)
         what = f"the {KIND[group]} {title} {failed}: {type(error).__name__}: {words}{_place(error)}."
         what += " Mend it, or take it out of the configuration."
         raise UserError(config.problem(key, what)) from error
@@ -154,7 +155,7 @@ def settings(
             checked[name] = pydantic.TypeAdapter(wanted).validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-            problems.append(config.problem(f"{key}.{name}", f"{repr(value)[:80]}: {reason}."))
+            problems.append(config.problem(f"{key}.{name}", f"{redaction.words(repr(value), 80)}: {reason}."))
     for name, argument in known.items():
         if name not in given and argument.default is argument.empty:
             problems.append(config.problem(f"{key}.{name}", "required and not given. Add it."))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from codex_accel import plausibility
-from codex_accel.config import Section, did_you_mean
+from codex_accel.config import Section, did_you_mean, shown_value
 from codex_accel.errors import UserError
 from codex_accel.patterns import Alphabet, Pattern, Unfit, any_of, compile_pattern
 from codex_accel.secret_families import PERSONAL, SECRETS, Family
@@ -96,6 +96,7 @@ class Policy:
     version: str
     digest: str  # SHA-256 of the file, of nothing for the built-in policy
     show_type: bool = False
+    has_secrets: bool = True  # whether the families of secrets are looked for
     anchors: Any = field(init=False)  # finds where a rule may begin; None if no rule has an anchor
     longest_anchor: int = field(init=False)
     by_letter: dict[int, list[Rule]] = field(init=False)  # by an anchor's first byte, small letters
@@ -125,6 +126,12 @@ class Policy:
         literals = dict.fromkeys((anchor, rule.ignore_case) for rule in self.rules for anchor in rule.anchors)
         object.__setattr__(self, "anchors", any_of(literals) if literals else None)
         object.__setattr__(self, "longest_anchor", max((len(anchor) for anchor, _ in literals), default=0))
+
+    @functools.cached_property
+    def without_blocks(self) -> "Policy":
+        """The same with rules that mask where these block."""
+        rules = (dataclasses.replace(rule, action="redact") if rule.action == "block" else rule for rule in self.rules)
+        return Policy(tuple(rules), self.alphabet, self.version, self.digest, self.show_type, self.has_secrets)
 
     def first_begun(self, view: bytes, start: int) -> int:
         """The first place from `start` where an anchor begins that goes on beyond `view`; else the length of it."""
@@ -214,7 +221,8 @@ def load(path: Path) -> Policy:
     if problems:
         raise UserError(*problems)
     rules = _in_order([*own, *map(_of_family, families)])
-    return Policy(rules, alphabet, keys.version, hashlib.sha256(path.read_bytes()).hexdigest(), keys.show_type)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Policy(rules, alphabet, keys.version, digest, keys.show_type, keys.secrets)
 
 
 def _of_file(rule: RuleKeys, alphabet: Alphabet) -> list[Rule]:
@@ -268,4 +276,4 @@ def _line(error: Any, values: dict[str, Any], origins: dict[KeyPath, str], path:
         return f"{head}: unknown key. {did_you_mean(str(place[-1]), fields)}"
     if error["type"] == "missing":
         return f"{head}: required and not given ({fields[str(place[-1])].description}). Add it."
-    return f"{head}: {repr(error['input'])[:80]}: {error['msg'].removeprefix('Input ')}."
+    return f"{head}: {shown_value(error['input'])}: {error['msg'].removeprefix('Input ')}."

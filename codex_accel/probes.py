@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from codex_accel import loss
+from codex_accel import loss, redaction
 from codex_accel.errors import UserError
 from codex_accel.packing import Batch
 from codex_accel.train_schema import TrainConfig
@@ -35,9 +35,7 @@ def require_causal(model: PreTrainedModel, config: TrainConfig) -> None:
     try:
         moved = _largest_move(model, input_ids, changed, slice(None, -1))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        what = (
-            f"the model cannot run on a block of its own: {' '.join(str(error).split())[:300]}. Mend its configuration."
-        )
+        what = f"the model cannot run on a block of its own: {redaction.words(error)}. Mend its configuration."
         raise UserError(config.problem("model", what)) from error
     if moved > 1e-6:
         what = "is not causal: changing the last token moved the logits before it, so it sees what it is to predict."
@@ -103,7 +101,7 @@ def _why_no_chunks(model: PreTrainedModel, config: TrainConfig, rows: int) -> st
         full = loss.from_logits(model, labels=input_ids, **inputs)
         summed = loss.in_head(head, chunk_rows=rows)(model, labels=input_ids, **inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return f"this {model.config.model_type} model does not run so: {' '.join(str(error).split())[:200]}"
+        return f"this {model.config.model_type} model does not run so: {redaction.words(error, 200)}"
     finally:
         model.train(was_training)
     off = float((summed - full).abs() / full)

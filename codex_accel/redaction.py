@@ -6,7 +6,6 @@ which is printed, logged and recorded in every manifest. Names of files and dige
 """
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # --help needs neither the families nor RE2
     from codex_accel.policy import Policy
 
 BYPASS = "DISABLE_SECRET_FILTER"
-LINE_END = re.compile(r"[\r\n](?!.*[\r\n])", re.DOTALL)  # the last one
+MOST_BEGUN = 1 << 16  # characters of a line that wait for its end
 _in_force: dict[str, Any] = {"rules": None, "reason": None}  # of a policy file, and of a bypass
 
 
@@ -37,7 +36,12 @@ def enforce(safety: Safety) -> None:
     if safety.policy is not None:
         from codex_accel import policy
 
-        rules = policy.load(Path(safety.policy))
+        if not (path := Path(safety.policy)).is_file():
+            raise UserError(f"safety.policy = '{path}': is no file. Give a YAML file of rules, see docs/safety.md.")
+        rules = policy.load(path)
+        if not rules.has_secrets and reason is None:
+            what = "says secrets: false, and masking is off for a stated reason only"
+            raise UserError(f"safety.policy = '{path}': {what}. Remove that line, or give safety.bypass_reason.")
     _in_force.update(rules=rules, reason=reason)
 
 
@@ -80,7 +84,7 @@ def policy() -> "Policy | None":
 def facts() -> dict[str, Any]:
     """For manifests and reports: {"policy": its version, "sha256": of its file, "bypass_reason": text or None}."""
     rules = policy()
-    version, digest = (rules.version, rules.digest) if rules else (None, None)
+    version, digest = (text(rules.version), rules.digest) if rules else (None, None)
     return {"policy": version, "sha256": digest, "bypass_reason": reason()}
 
 
@@ -95,6 +99,14 @@ def text(written: str) -> str:
     return written if rules is None else safety.mask(written, policy=rules).text
 
 
+def words(told: object, most: int = 300) -> str:
+    """A library's error, or a value, on one line of at most so many characters.
+
+    It is masked before it is cut, since a piece of a secret is not known as one.
+    """
+    return " ".join(text(str(told)).split())[:most]
+
+
 def value(written: Any) -> Any:
     """Nested mappings, lists and texts with their secrets masked, in keys too; see `safety.mask_json`."""
     from codex_accel import safety
@@ -107,7 +119,9 @@ class _Console:
     """A text stream whose lines are masked as they are written; part of a line waits for its end or for a flush."""
 
     def __init__(self, stream: Any):
-        self.unfiltered, self._begun = stream, ""
+        self.unfiltered = stream
+        self._begun: list[str] = []
+        self._num_begun = 0
         self._unlock()
         os.register_at_fork(after_in_child=self._unlock)  # whoever held the lock is not in the child
 
@@ -116,11 +130,19 @@ class _Console:
 
     def write(self, written: str) -> int:
         with self._lock:
-            self._begun += written
-            if found := LINE_END.search(self._begun):
-                whole, self._begun = self._begun[: found.end()], self._begun[found.end() :]
-                self.unfiltered.write(text(whole))
+            end = max(written.rfind("\n"), written.rfind("\r")) + 1
+            self._begun.append(written[:end] or written)
+            self._num_begun += len(self._begun[-1])
+            if end or self._num_begun > MOST_BEGUN:
+                self._pass_on()
+            if 0 < end < len(written):
+                self._begun, self._num_begun = [written[end:]], len(written) - end
         return len(written)
+
+    def _pass_on(self) -> None:
+        begun, self._begun, self._num_begun = "".join(self._begun), [], 0
+        if begun:
+            self.unfiltered.write(text(begun))
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -128,10 +150,14 @@ class _Console:
 
     def flush(self) -> None:
         with self._lock:
-            begun, self._begun = self._begun, ""
-            if begun:
-                self.unfiltered.write(text(begun))
+            self._pass_on()
             self.unfiltered.flush()
+
+    def __enter__(self) -> "_Console":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unfiltered, name)
@@ -143,7 +169,8 @@ def watch_console() -> None:
     What C code writes to descriptors 1 and 2 does not come by here.
     """
     for name in ("stdout", "stderr"):
-        if not isinstance(stream := getattr(sys, name), _Console):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Console):  # None: closed by whoever started the process
             setattr(sys, name, _Console(stream))
 
 

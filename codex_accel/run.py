@@ -304,7 +304,7 @@ def on_error(config: TrainConfig, error: Exception, *, step: int, saved_step: in
         batch, length = config.training.micro_batch_size, config.data.block_size
         what = (
             f"{batch} sequences of {length} tokens do not fit into memory at step {step} "
-            f"({' '.join(text.split())[:160]}). {stands(saved_step)} Lower training.micro_batch_size: the batch of a "
+            f"({redaction.words(text, 160)}). {stands(saved_step)} Lower training.micro_batch_size: the batch of a "
             "step stays training.global_batch_size, by more accumulation; name it in allow_drift to go on. If it was "
             "in an evaluation, lower evaluation.batch_size."
         )

@@ -7,6 +7,7 @@ long. Findings tell type and place, never the secret.
 """
 
 import bisect
+import copy
 import functools
 import heapq
 import itertools
@@ -89,6 +90,12 @@ class StreamMasker:
     def num_held(self) -> int:
         """Characters that came and are neither sent nor masked yet; at most WINDOW."""
         return 0 if self._swallowing else len(self._text) - self._at
+
+    def copy(self) -> "StreamMasker":
+        """Another that goes on from here."""
+        made = copy.copy(self)
+        made.findings = list(self.findings)
+        return made
 
     @property
     def is_idle(self) -> bool:

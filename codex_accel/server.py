@@ -31,7 +31,9 @@ from starlette.responses import Response, StreamingResponse
 from codex_accel import api, connections, events, redaction, safety
 from codex_accel.api import Refused
 from codex_accel.errors import UserError
+from codex_accel.policy import default_policy
 from codex_accel.serve_schema import ServeConfig
+from codex_accel.text_stream import MaskedStream
 
 if TYPE_CHECKING:
     from codex_accel.admission import Admission, Admitted
@@ -251,13 +253,15 @@ async def _answer(state: State, request: Request, parse: Parse) -> Response:
     data = await _body(request, state.config.limits.max_body_bytes)
     number = next(state.numbers)
 
-    def admit() -> "tuple[api.Asked, Admitted]":
+    def admit() -> "tuple[api.Asked, Admitted, list[Any]]":
         asked = parse(data)
-        return asked, loaded.admission.admit(asked, number=number)
+        shown = [_shown(prompt, loaded) for prompt in asked.prompts] if state.config.log_prompts else []
+        return asked, loaded.admission.admit(asked, number=number), shown
 
-    asked, admitted = await asyncio.to_thread(admit)
+    asked, admitted, shown = await asyncio.to_thread(admit)
     _require_room(loaded, len(admitted.requests))  # of which the line only loses until the next line
-    job = loaded.service.submit(admitted.requests, streams=asked.streams, on_news=asyncio.Event())
+    options: Any = {"openings": admitted.openings, "on_news": asyncio.Event()}
+    job = loaded.service.submit(admitted.requests, streams=asked.streams, **options)
     try:
         if not await _until(job, request, first_piece=asked.streams):
             raise ClientDisconnect
@@ -269,7 +273,7 @@ async def _answer(state: State, request: Request, parse: Parse) -> Response:
     except BaseException:
         loaded.service.cancel(job)
         raise
-    entry = _Entry(state, request.url.path, asked, admitted, job, began_s)
+    entry = _Entry(state, request.url.path, shown, admitted, job, began_s)
     head = api.Head(f"cmpl-{uuid.uuid4().hex}", int(time.time()), loaded.identity, "chat" in entry.route)
     if asked.streams:
         return _Stream(_events(job, asked, admitted, head), loaded.service, entry)
@@ -393,7 +397,7 @@ class _Entry:
 
     state: State
     route: str
-    asked: api.Asked
+    shown: list[Any]  # its prompts, masked
     admitted: "Admitted"
     job: "Job"
     began_s: float
@@ -418,16 +422,18 @@ class _Entry:
             "elapsed_s": round(time.monotonic() - self.began_s, 4),
         }
         if self.state.config.log_prompts:
-            facts["prompts"] = [safety.mask_json(_readable(self.state, prompt)) for prompt in self.asked.prompts]
-            facts["texts"] = [safety.mask(outcome.text).text for outcome in outcomes]
+            written = zip(self.admitted.tails, self.job.rows, strict=True)
+            texts = [(tail, row.outcome.text) for tail, row in written if row.outcome]
+            facts["prompts"] = self.shown
+            facts["texts"] = [MaskedStream(default_policy(), tail).finish(text) for tail, text in texts]
         events.event(self.state.log, "request", "answered" if len(outcomes) == len(self.job.rows) else "left", **facts)
 
 
-def _readable(state: State, prompt: api.Prompt) -> Any:
-    if isinstance(prompt, str) or isinstance(prompt[0], dict):
-        return prompt
-    assert state.loaded is not None
-    return state.loaded.admission.tokenizer.decode(prompt)
+def _shown(prompt: api.Prompt, loaded: "Loaded") -> Any:
+    """A prompt for the log: its text or messages, masked."""
+    if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+        return safety.mask(loaded.admission.tokenizer.decode(prompt)).text
+    return safety.mask_json(prompt)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -53,9 +53,10 @@ class Row:
 
     job: "Job"
     request: generation.Request
+    opening: MaskedStream  # masks what follows the prompt
     pieces: deque[str] = field(default_factory=deque)
     outcome: Outcome | None = None
-    masked: MaskedStream | None = None
+    masked: MaskedStream | None = None  # a copy of `opening`, once the text has begun
     ending: Reason | None = None  # why it is to end, if not by itself
     text: list[str] = field(default_factory=list)
     unmasked: list[str] = field(default_factory=list)  # of a text that is masked at its end
@@ -133,10 +134,21 @@ class Service:
         if len(self._waiting) + len(self._running) + num_texts > self.limits.max_waiting + self.max_running:
             raise Busy
 
-    def submit(self, requests: Sequence[generation.Request], *, streams: bool, on_news: Any = None) -> Job:
-        """Wait in line with these. Raises: Busy if there is no room for all of them, Closed after `close`."""
+    def submit(
+        self,
+        requests: Sequence[generation.Request],
+        *,
+        streams: bool,
+        openings: Sequence[MaskedStream] = (),
+        on_news: Any = None,
+    ) -> Job:
+        """Wait in line with these. `openings` mask each text as what follows its prompt; by itself if there are none.
+
+        Raises: Busy if there is no room for all of them, Closed after `close`.
+        """
         job = Job(time.monotonic() + self.limits.max_time_s, streams, on_news)
-        job.rows = [Row(job, request) for request in requests]
+        openings = openings or [MaskedStream(self.policy)] * len(requests)
+        job.rows = [Row(job, request, opening) for request, opening in zip(requests, openings, strict=True)]
         with self._changed:
             self.require_room(len(requests))
             self._waiting.extend(job.rows)
@@ -228,8 +240,7 @@ class Service:
         group: list[Row] = []
         for row in joining:
             row.job.started_s = row.job.started_s or time.monotonic()
-            before = "" if self.policy is None else self.tokenizer.decode(row.request.input_ids)
-            row.masked = MaskedStream(self.policy, before)
+            row.masked = row.opening.copy()
             if group and (len(group) + 1) * len(row.request.input_ids) > PREFILL_TOKENS:
                 self._begin(group)
                 group = []

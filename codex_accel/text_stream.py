@@ -5,6 +5,7 @@ in what may become a stop string, nor, of what is shown, of a secret; and the ti
 """
 
 import codecs
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,10 +110,17 @@ class MaskedStream:
         self._joint = safety.StreamMasker(policy)
         self._joint.feed(before)
         if self._joint.blocked or (self._joint.num_held and self._ends_in_secret(before)):
-            before, self._joint = safety.mask(before, policy=policy).text, safety.StreamMasker(policy)
+            before, self._joint = safety.mask(before, policy=policy.without_blocks).text, safety.StreamMasker(policy)
             self._joint.feed(before)
         self._repeated = before[len(before) - self._joint.num_held :]  # will come with what follows
         self._num_before = len(before)
+
+    def copy(self) -> "MaskedStream":
+        """Another that goes on from here, for one more text after the same `before`."""
+        made = copy.copy(self)
+        made._own = self._own and self._own.copy()
+        made._joint = self._joint and self._joint.copy()
+        return made
 
     def _ends_in_secret(self, before: str) -> bool:
         """Whether what is held back of `before` has a secret that is whole."""
@@ -239,10 +247,23 @@ class _Window:
         if text.endswith(REPLACEMENT) and len(self._pending) > MAX_BYTES_OPEN:
             loose = self._text([self._pending.pop(0)])  # no character begins with it
             text = self._text(self._pending)
-        return loose if text.endswith(REPLACEMENT) else loose + self._let_go(text)
+        return loose if text.endswith(REPLACEMENT) else loose + self._spelled()
 
     def finish(self) -> str:
-        return self._let_go(self._text(self._pending)) if self._pending else ""
+        return self._spelled()
+
+    def _spelled(self) -> str:
+        """The text of the pending tokens. A byte that is no character is one by itself, and spoils none behind it: with
+        byte fallback a whole run of bytes is none if one of them is.
+        """
+        found, waiting = "", self._pending
+        while waiting:
+            texts = ((end, self._text(waiting[:end])) for end in range(len(waiting), 0, -1))
+            end, text = next((each for each in texts if REPLACEMENT not in each[1]), (1, self._text(waiting[:1])))
+            self._pending = waiting[:end]
+            found += self._let_go(text)
+            waiting = waiting[end:]
+        return found
 
     def _let_go(self, text: str) -> str:
         """Take the pending tokens as what stands before, if they can be that."""

@@ -178,9 +178,10 @@ class Tokenizer:
         return self._fast
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens and ids that are no token, as those of padded embeddings."""
         if self.processor is not None:
-            return self.processor.decode([int(token) for token in ids])
+            size = self.processor.get_piece_size()
+            return self.processor.decode([int(token) for token in ids if token < size])
         assert self.backend is not None
         return self.backend.decode(list(ids), skip_special_tokens=True)
 

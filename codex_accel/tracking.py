@@ -369,7 +369,7 @@ class Feed:
     def _lose(self, count: int, why: object) -> None:
         with self._lock:
             self.num_lost += count
-        self.problem = self.problem or " ".join(str(why).split())[:300]
+        self.problem = self.problem or redaction.words(why)
 
     def _work(self) -> None:
         try:

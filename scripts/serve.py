@@ -82,6 +82,7 @@ def _load(config: ServeConfig, rules: Any, on_news: Callable[[Any], None]) -> An
         tokenizer,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         num_positions=getattr(model.config, "max_position_embeddings", None),
+        policy=rules,
     )
     loop = service.Service(model, tokenizer, limits=config.limits, policy=rules, on_news=on_news)
     return server.Loaded(loop, admits, identity)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import metrics_of, train_argv
+from secret_grammar import secret_of
 from test_resume import kill_once, outcome
 from test_run import config
 
@@ -87,6 +88,16 @@ def test_each_callback_has_a_memory_of_its_own_in_the_state():
 def test_memory_that_a_checkpoint_would_not_give_back_is_refused(value):
     problem = failing(lambda moment: moment.memory.update(it=value))
     assert "TypeError: it remembers what is not plain JSON: {'it': " in problem
+
+
+def test_no_secret_of_a_callback_gets_into_a_checkpoint():
+    text, secret = secret_of("github personal", random.Random(1))
+    state = TrainerState(step=1)
+    reason = callbacks.call({"a": {"on_step": lambda moment: f"because {text}"}}, moment_of(state=state), ALONE)
+    assert reason == "a: because [SECRET]"
+    problem = failing(lambda moment: moment.memory.update(it=text))
+    assert "it remembers a secret" in problem
+    assert secret not in problem
 
 
 @pytest.mark.parametrize("name", ["on_save", "on_end"])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from codex_accel import events, redaction
+from codex_accel.errors import UserError
 from codex_accel.events import LineLog, event
 
 
@@ -143,6 +145,69 @@ def test_file_without_a_whole_line_becomes_empty(tmp_path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"PRECIOUS\x00 data",
+        b"line one\nlast line",
+        b'{"step": 0}\n{\n  "a": 1\n}',
+        b"x",
+        b"{a",
+        b'"{',
+        b'{"a": 1}\n\x00\x01',
+    ],
+)
+def test_a_foreign_file_without_an_end_of_its_last_line_is_refused_and_stays(tmp_path, data):
+    path = tmp_path / "important.bin"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        LineLog(path)
+    what = "is no log of this kind: its last line has no end and is no JSON. Name another file, or end the line."
+    assert caught.value.problems == [f"{path}: {what}"]
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 4096, b'{"st' + b"\0" * 100, b"{\0"])
+def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path, rest):
+    path = tmp_path / "metrics.ndjson"
+    path.write_bytes(b'{"step": 0}\n' + rest)
+    assert lines(LineLog(path)) == [{"step": 0}]
+
+
+@pytest.mark.parametrize("over", [-2, -1, 0, 1])
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_half_line_as_long_as_some_blocks_is_dropped(tmp_path, num_blocks, over):
+    """The end of the line before it is the last byte of a block, the first of one, or beside it."""
+    path = tmp_path / "metrics.ndjson"
+    half = b'{"text": "'.ljust(num_blocks * events.BLOCK_BYTES + over, b"x")
+    path.write_bytes(b'{"step": 0}\n{"step": 1}\n' + half)
+    log = LineLog(path)
+    assert lines(log) == [{"step": 0}, {"step": 1}]
+    path.write_bytes(b'{"step": 0}\n' + half + b'"}\n')
+    assert not log.cut_back(12 + len(half))
+    assert lines(log) == [{"step": 0}]
+
+
+@pytest.mark.parametrize("end", [b'"}\n', b'"}\n{"step"'])
+def test_a_long_log_is_opened_and_cut_back_in_little_memory(tmp_path, end):
+    """One of 64 MiB, the most of it a hole; the longest way to an end of a line is through all of it."""
+    path = tmp_path / "metrics.ndjson"
+    with open(path, "wb") as stream:
+        stream.write(b'{"step": 0}\n{"text": "')
+        stream.seek(64 << 20)
+        stream.write(end)
+    tracemalloc.start()
+    try:
+        log = LineLog(path)
+        assert log.sync() == (64 << 20) + 3
+        assert not log.cut_back(64 << 20)
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.read_bytes() == b'{"step": 0}\n'
+    assert most_bytes < 1 << 20
+
+
 def test_whole_lines_of_an_earlier_run_stay(tmp_path):
     path = tmp_path / "metrics.ndjson"
     LineLog(path).write({"step": 0})
@@ -155,6 +220,12 @@ def test_offset_beyond_the_end_keeps_every_line_and_tells_of_lost_ones(log):
     assert not log.cut_back(10**6)
     assert lines(log) == [{"step": 0}]
     assert log.sync() == 12
+
+
+def test_offset_before_the_beginning_keeps_every_line_and_tells(log):
+    log.write({"step": 0})
+    assert not log.cut_back(-5)
+    assert lines(log) == [{"step": 0}]
 
 
 def test_offset_inside_a_line_drops_it_and_tells(log):

@@ -47,7 +47,7 @@ def test_a_bypass_needs_a_reason():
 def test_the_built_in_policy_holds_until_another_one_does(tmp_path):
     assert redaction.text(TEXT) == "[SECRET]"
     file = tmp_path / "policy.yaml"
-    file.write_text("version: mine\nsecrets: false\nrules:\n  - {id: a, action: redact, literals: [tulip]}\n")
+    file.write_text("version: mine\noff: [github]\nrules:\n  - {id: a, action: redact, literals: [tulip]}\n")
     redaction.enforce(Safety(policy=str(file)))
     assert redaction.text(f"{TEXT} and a tulip") == f"{TEXT} and a [SECRET]"
     assert redaction.facts()["policy"] == "mine"
@@ -56,10 +56,26 @@ def test_the_built_in_policy_holds_until_another_one_does(tmp_path):
 
 
 def test_a_policy_that_cannot_be_used_leaves_what_holds_as_it_is(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"^safety\.policy = .*none\.yaml': is no file."):
         redaction.enforce(Safety(policy=str(tmp_path / "none.yaml"), bypass_reason="a test"))
     assert not redaction.is_bypassed()
     assert redaction.text(TEXT) == "[SECRET]"
+
+
+def test_a_policy_that_looks_for_no_secrets_needs_a_reason(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text('version: "1"\nsecrets: false\n')
+    with pytest.raises(UserError, match=r"says secrets: false, .* give safety\.bypass_reason\.$"):
+        redaction.enforce(Safety(policy=str(file)))
+    redaction.enforce(Safety(policy=str(file), bypass_reason="made-up data"))
+    assert redaction.facts()["bypass_reason"] == "made-up data"
+
+
+def test_the_version_of_a_policy_is_recorded_without_secrets(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"version: of {SECRET}\n")
+    redaction.enforce(Safety(policy=str(file)))
+    assert redaction.facts()["policy"] == "of [SECRET]"
 
 
 def test_under_a_bypass_nothing_is_masked_and_the_facts_say_why():
@@ -133,6 +149,40 @@ def test_a_progress_line_shows_before_its_end():
     os._exit(0)
     """
     assert written(program)[0] == "50 %"
+
+
+@pytest.mark.parametrize("num", [53, 270, 300])
+def test_a_text_is_masked_before_it_is_cut(num):
+    assert SECRET[:12] not in redaction.words(f"{'p' * num} {SECRET}")
+    assert redaction.words("a\n b", 3) == "a b"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_console_changes_no_exit_code(closed):
+    command = f"{sys.executable} scripts/verify.py nothing {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True).returncode == 2
+    command = f"{sys.executable} scripts/verify.py --help {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+def test_many_small_writes_take_no_longer_than_their_length():
+    program = """
+    import io, sys, time
+    from codex_accel import redaction
+
+    def taken_s(num_writes):
+        stream = redaction._Console(io.StringIO())
+        start = time.process_time()
+        for _ in range(num_writes):
+            stream.write(".")
+        stream.write("\\n" * num_writes + "x" * (10 * num_writes))
+        return time.process_time() - start
+
+    taken_s(100)
+    print(taken_s(100_000) < 40 * taken_s(10_000) + 0.1)
+    """
+    output, errors, _ = written(program)
+    assert (output, errors) == ("True\n", "")
 
 
 def test_a_configuration_is_printed_without_secrets_and_a_bypass_is_told():

@@ -457,6 +457,57 @@ def test_which_addresses_are_of_this_machine_alone(host, is_ours):
     assert connections.is_loopback(host) == is_ours
 
 
+def test_a_body_in_tiny_chunks_takes_no_more_than_its_turn():
+    """However much has arrived: others have their turn after 16 KiB, which 2731 chunks of one byte fill."""
+    config = ServeConfig(checkpoint="x", port=0)
+    [listening] = connections.listen(config, token=None)
+    pieces = []
+
+    async def application(scope, receive, send):
+        while (message := await receive()).get("more_body"):
+            pieces.append(len(message["body"]))
+        pieces.append(len(message["body"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"all here"})
+        served.should_exit = True
+
+    served = server._Server(server._uvicorn_config(application, config))
+    with listening, socket.create_connection(listening.getsockname(), 10) as client:
+        head = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        client.sendall(head + b"1\r\n \r\n" * 9000 + b"0\r\n\r\n")  # all there before the server looks
+        asyncio.run(served.serve([listening]))
+        assert b"all here" in everything(client)
+    assert sum(pieces) == 9000
+    assert max(pieces) <= 2731
+
+
+def test_a_body_in_very_many_chunks_is_refused(served):
+    """Up to 16384 are taken, in each of two requests on one connection."""
+    head = (
+        b"POST /infer HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n"
+    )
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in json.dumps(ASK).encode().ljust(16_384))
+    whole = b"\r\n" + chunks + b"0\r\n\r\n"
+    assert served.raw(head + whole + head + b"connection: close\r\n" + whole).count(b"HTTP/1.1 200 OK") == 2
+    status, reply = parsed(served.raw(head + b"\r\n" + chunks + b"1\r\n \r\n0\r\n\r\n"))
+    assert (status, reply["error"]["code"]) == (400, "bad_http")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_server_removes_its_own_socket_file_and_not_that_of_its_successor(tmp_path, is_ours):
+    path = tmp_path / "s"
+    config = ServeConfig(checkpoint="x", unix_socket=str(path))
+    [made] = connections.listen(config, token=None)
+    made.close()
+    with socket.socket(socket.AF_UNIX) as successor:
+        if not is_ours:
+            path.unlink()
+            time.sleep(0.02)  # longer than a tick of the file system's clock
+            successor.bind(str(path))
+        connections.remove_file(config)
+    assert path.is_socket() == (not is_ours)
+
+
 def test_the_module_is_not_imported_by_the_rest():
     """fastapi and uvicorn are an extra."""
     code = "import sys; import codex_accel.serve_schema, codex_accel.api; sys.exit('fastapi' in sys.modules)"

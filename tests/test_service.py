@@ -16,6 +16,7 @@ from codex_accel.generation import Request
 from codex_accel.prompts import encode_prompt
 from codex_accel.serve_schema import Limits
 from codex_accel.service import Busy, Closed, Service
+from codex_accel.text_stream import MaskedStream
 
 PROMPTS = ["Once", "One day, a big dog went to the park. He saw", "", "Lily and Tom", "Sara said", "The cat"]
 
@@ -260,7 +261,9 @@ def test_what_the_policy_masks_does_not_leave_as_token_ids(start, loaded, rules)
 @pytest.mark.parametrize("streams", [True, False])
 def test_what_the_prompt_makes_a_secret_is_masked_too(start, loaded, rules, streams):
     """The phrase of the rule begins in the prompt; what the prompt holds of it is neither repeated nor counted."""
-    job = start(rules=rules("redact", "Once upon a time")).submit([asked(loaded, "Once")], streams=streams)
+    chosen = rules("redact", "Once upon a time")
+    opening = MaskedStream(chosen, "Once")
+    job = start(rules=chosen).submit([asked(loaded, "Once")], streams=streams, openings=[opening])
     [outcome] = wait(job)
     assert outcome.text.startswith("[SECRET], there was")
     assert (outcome.num_findings, outcome.ids) == (1, None)

@@ -65,8 +65,8 @@ def parrot(tmp_path_factory) -> Path:
 
 
 def policy(folder: Path, rules: str) -> str:
-    """A policy file without the families, as an argument."""
-    (folder / "policy.yaml").write_text(f"version: mine\nsecrets: false\nrules: {rules}\n")
+    """A policy file without the family of KEY, as an argument."""
+    (folder / "policy.yaml").write_text(f"version: mine\noff: [github]\nrules: {rules}\n")
     return f"safety.policy={folder}/policy.yaml"
 
 
@@ -129,6 +129,18 @@ def test_a_blocked_prompt_leaves_its_answer(tmp_path):
     assert masked("go on STOP here", before="it STOP s").text == "go on "
     assert masked("OP here", before="here: ST").text == ""
     assert masked("OP here", before="here: ST").blocked == "m"
+
+
+def test_behind_a_blocked_text_the_prompt_still_tells_secrets(tmp_path):
+    redaction.enforce(Safety(policy=policy(tmp_path, "[{id: m, action: block, literals: [STOP]}]").partition("=")[2]))
+    assert masked(f"{PASSWORD} and", before="it STOP s, password=").text == "[SECRET] and"
+
+
+def test_a_copy_goes_on_by_itself():
+    first = MaskedStream(redaction.policy(), "password=")
+    second = first.copy()
+    assert (first.finish(f"{PASSWORD} x"), first.num_findings) == ("[SECRET] x", 1)
+    assert (second.finish("none"), second.num_findings) == ("none", 0)
 
 
 def test_under_a_bypass_all_is_shown():

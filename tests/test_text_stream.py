@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import tokenizers
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
@@ -80,6 +80,8 @@ def test_any_ids_of_a_byte_level_vocabulary_give_their_lossy_text(shared, ids, b
 
 
 @given(data=st.lists(st.one_of(st.sampled_from("aé你👩 "), st.integers(0, 255)), max_size=40))
+@example(data=[0xF8, "é"])
+@example(data=[0xF8, "é", "a"])
 def test_bytes_that_are_no_character_spoil_none_beside_them(shared, data):
     """Byte fallback: each character is there, however many loose bytes stand around it."""
     loaded = load(shared / "models" / "stories260K")

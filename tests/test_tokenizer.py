@@ -192,6 +192,13 @@ def test_each_token_has_an_id_of_its_own_below_the_vocabulary(every, name):
     assert every[name].vocab_size == TYPES[name].get("vocab_size", every[name].vocab_size)
 
 
+def test_ids_beyond_the_vocabulary_have_no_text(every):
+    """Embeddings may be padded to more rows than the tokenizer has tokens, and a client may send their ids."""
+    for loaded in every.values():
+        ids = loaded.encode(["one two"])[0]
+        assert loaded.decode([loaded.vocab_size, *ids, loaded.vocab_size + 5]) == loaded.decode(ids)
+
+
 @pytest.mark.parametrize("name", ["sentencepiece-unigram", "sentencepiece-bpe"])
 def test_ids_are_those_of_sentencepiece(every, shared, udhr, emoji, name):
     """tokenizer.json beside the tokenizer.model that it was made from, on prose and code by lines and as a whole."""
