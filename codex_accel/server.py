@@ -525,7 +525,6 @@ def _uvicorn_config(app: Any, config: ServeConfig) -> uvicorn.Config:
         backlog=connections.BACKLOG,
         timeout_keep_alive=max(1, round(config.limits.idle_timeout_s)),
         timeout_graceful_shutdown=int(CLOSING_S),
-        h11_max_incomplete_event_size=connections.MAX_HEADER_BYTES,
     )
 
 
