@@ -421,3 +421,15 @@ def test_the_examples_of_the_page_are_right(tmp_path):
     (tmp_path / "policy.yaml").write_text(text, encoding="utf-8")
     chosen = policy.load(tmp_path / "policy.yaml")
     assert mask("a@b.org on КОЗОДОЙ, SEC-12345", policy=chosen).text == "[SECRET] on [PROJECT], SEC-[SECRET]"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "password: !vault |",
+        '"access_key": "Alt+Shift+F10"',
+        "kubectl create secret generic --from-literal db-user-pass --from-literal=username=admin",
+    ],
+)
+def test_tags_keys_to_press_and_options_are_no_values(line):
+    assert mask(line).text == line
